@@ -1,0 +1,81 @@
+"""Engines behind one protocol; each engine is imported in its own file and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeml.wire.manifest import Format, Quantization
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor of a model file as its engine names it; `None` marks an axis of any size."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to run a model.
+
+    `kernels` picks among an engine's own kernels: `default` is what devices use, `reference` the plain ones, `exact` the default
+    ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI).
+    """
+
+    threads: int = 1
+    kernels: str = "default"
+
+
+class Backend(Protocol):
+    """One loaded model in one engine. Not thread-safe: the session holds the lock."""
+
+    engine: str
+    version: str
+    inputs: tuple[RawTensor, ...]
+    outputs: tuple[RawTensor, ...]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once, tensors in the order of `inputs`; gives fresh arrays in the order of `outputs`.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class OpenBackend(Protocol):
+    """Loads a model file's bytes into an engine."""
+
+    def __call__(self, model: bytes, options: EngineOptions, /) -> Backend: ...
+
+
+def opener(format: Format) -> OpenBackend:  # noqa: A002 - the field's word
+    """The engine for a format on this machine.
+
+    Raises:
+        MissingExtraError: its package is not installed.
+        UnsupportedError: it cannot run here at all.
+    """
+    if format == "onnx":
+        from edgeml.runtime.backends.onnx import open_onnx
+
+        return open_onnx
+    if format == "tflite":
+        from edgeml.runtime.backends.tflite import open_tflite
+
+        return open_tflite
+    from edgeml.runtime.backends.coreml import open_coreml
+
+    return open_coreml

@@ -1,0 +1,290 @@
+"""What a bundle promises: the manifest and its parts.
+
+The canonical JSON of a `Manifest` is the bundle's `manifest.json`; its sha256 is the bundle's identity. Nothing in it varies
+from run to run: times, latencies, host names and paths stand in the report beside the bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from edgeml.wire.canonical import encode_json, sha256_hex
+from edgeml.wire.errors import BundleError
+from edgeml.wire.sketches import Histogram
+
+SCHEMA: Final = 1
+MANIFEST_LIMIT_BYTES: Final = 8 * 1024 * 1024
+BATCH: Final = "batch"  # the name of the axis that samples are stacked on
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Version = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z.-]{1,32})?$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+DType = Literal[
+    "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"
+]
+Format = Literal["onnx", "tflite", "coreml"]
+Precision = Literal["fp32", "fp16", "int8"]
+Status = Literal["pass", "fail", "inconclusive"]
+Where = Literal["verified", "emulated", "not run"]
+"""`verified`: run by the engine a device uses. `emulated`: run by our interpreter. `not run`: said so."""
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class TensorSpec(_Record, frozen=True):
+    """A named input or output as the application sees it.
+
+    `shape` holds sizes, and names for axes whose size may vary; the axis named `batch` stacks samples. `layout` names the axes
+    ("NHWC") where that is known.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+    layout: str | None = None
+
+    @property
+    def has_batch(self) -> bool:
+        return bool(self.shape) and self.shape[0] == BATCH
+
+
+class Signature(_Record, frozen=True):
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def digest(self) -> str:
+        """Names this contract: two bundles with the same digest are fed and read the same way."""
+        return sha256_hex(encode_json(self))
+
+
+class Quantization(_Record, frozen=True):
+    """real = scale * (stored - zero_point), per tensor."""
+
+    scale: float
+    zero_point: int
+
+
+class Binding(_Record, frozen=True):
+    """Which tensor of an artifact stands for which tensor of the signature; proved by value at export.
+
+    `tensor` and `index` are the artifact's own name and position. `permute`, if given, lists for each axis of the artifact's
+    tensor the signature's axis it comes from (as `numpy.transpose` takes it).
+    """
+
+    name: str
+    tensor: str
+    index: Count
+    dtype: DType
+    shape: tuple[int | str, ...]
+    quantization: Quantization | None = None
+    permute: tuple[int, ...] | None = None
+
+
+class Blob(_Record, frozen=True):
+    """Bytes of the bundle by content."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class TensorBlob(_Record, frozen=True):
+    """A tensor stored raw: little-endian, row-major, no header. `shape` has only sizes."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Count, ...]
+    sha256: Sha256
+    bytes: Count
+
+
+class GoldenOutput(_Record, frozen=True):
+    """What an artifact must give for the golden inputs.
+
+    `tolerance` bounds |got - expected| per element, in the output's own units; it covers the kernels that may run the artifact.
+    """
+
+    expected: TensorBlob
+    tolerance: float
+
+
+class Golden(_Record, frozen=True):
+    """The golden outputs of one artifact over the bundle's golden inputs.
+
+    `least_agreement` is the share of samples whose top-1 class must equal the expected one; 0 for tasks without classes.
+    """
+
+    outputs: tuple[GoldenOutput, ...]
+    least_agreement: Share = 0.0
+
+
+class Parity(_Record, frozen=True):
+    """Agreement of an artifact with its source over `n` samples.
+
+    `max_abs` is the largest |difference| of any output, in units of the source's output range on the same samples; `limit` is
+    what it was held to (`None` where the task metric decides). `rms` is the rms difference over the source's standard
+    deviation. `kernel_max_abs` is the part of it that comes from this machine's kernels, not from the numbers in the file.
+    """
+
+    status: Status
+    where: Where
+    n: Count
+    max_abs: float
+    rms: float
+    top1_agreement: float | None = None
+    limit: float | None = None
+    kernel_max_abs: float | None = None
+    reason: str | None = None
+
+
+class Task(_Record, frozen=True):
+    """The task metric of an artifact and of its source, on the same `n` samples; accuracies are shares (0 to 1).
+
+    `drop` = source_value - value in percentage points for accuracies and agreements, in the metric's units otherwise;
+    `upper95` is the paired one-sided 95 % upper bound of it. `budget` is what the user accepts. `needed_n` is how many samples
+    would decide an inconclusive verdict. `data` says which samples judged.
+    """
+
+    metric: str
+    value: float
+    source_value: float
+    drop: float
+    upper95: float
+    n: Count
+    status: Status
+    budget: float | None = None
+    needed_n: int | None = None
+    data: Literal["eval", "calibration"] = "eval"
+
+
+class Requirement(_Record, frozen=True):
+    """What a board must have. `arch` empty means any."""
+
+    engine: str
+    least_version: str = ""
+    arch: tuple[str, ...] = ()
+    ram_bytes: Count = 0
+
+
+class Artifact(_Record, frozen=True):
+    """One model file in one format and precision. `precision_found` is read from its tensors, not from the request."""
+
+    format: Format
+    precision: Precision
+    precision_found: str
+    sha256: Sha256
+    bytes: Count
+    requires: Requirement
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    parity: Parity
+    task: Task | None = None
+    golden: Golden | None = None
+    ops: dict[str, int] = {}  # operator -> how often
+    notes: tuple[str, ...] = ()
+
+
+class SourceFile(_Record, frozen=True):
+    kind: str  # keras-h5, keras, savedmodel, torch, torch-pt2, onnx, …
+    sha256: Sha256
+    bytes: Count
+
+
+class DataSet(_Record, frozen=True):
+    """Samples by content: `sha256` is over their canonical bytes, `overlap` counts samples that the other set has too."""
+
+    count: Count
+    sha256: Sha256
+    overlap: Count = 0
+
+
+class PostProcessing(_Record, frozen=True):
+    """How an output becomes a label and a score.
+
+    `activation` is applied to `output` divided by `temperature`; a score below `defer_below` asks the fall-back.
+    """
+
+    output: str
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+    temperature: float = 1.0
+    defer_below: float | None = None
+
+
+class Reference(_Record, frozen=True):
+    """How the source behaved on `n` evaluation samples; devices and fleet count with the same edges."""
+
+    n: Count
+    confidence: Histogram | None = None
+    classes: tuple[int, ...] = ()
+    inputs: dict[str, Histogram] = {}
+
+
+class Manifest(_Record, frozen=True):
+    schema: int
+    name: Name
+    version: Version
+    signature: Signature
+    source: SourceFile
+    exporter: dict[str, str]  # library -> version
+    options: dict[str, str]
+    seed: int
+    artifacts: tuple[Artifact, ...]
+    golden_inputs: tuple[TensorBlob, ...] = ()
+    task: Literal["classify", "regress"] = "classify"
+    labels: tuple[str, ...] = ()
+    post: PostProcessing | None = None
+    calibration: DataSet | None = None
+    evaluation: DataSet | None = None
+    reference: Reference | None = None
+    parent: Sha256 | None = None
+    licence: str | None = None
+    metadata: dict[str, str] = {}  # carried along from the source
+
+    @property
+    def digest(self) -> str:
+        """The bundle's identity."""
+        return sha256_hex(self.encode())
+
+    def encode(self) -> bytes:
+        return encode_json(self)
+
+    def blobs(self) -> dict[str, int]:
+        """Every blob the bundle holds: sha256 -> bytes.
+
+        Raises:
+            BundleError: one digest is promised with two sizes.
+        """
+        found: dict[str, int] = {}
+        promised = [(a.sha256, a.bytes) for a in self.artifacts]
+        promised += [(t.sha256, t.bytes) for t in self.golden_inputs]
+        promised += [(o.expected.sha256, o.expected.bytes) for a in self.artifacts if a.golden for o in a.golden.outputs]
+        for digest, size in promised:
+            if found.setdefault(digest, size) != size:
+                raise BundleError(f"blob {digest[:12]} is promised with two sizes", expected=str(found[digest]), got=str(size))
+        return found
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest from outside.
+
+    Raises:
+        BundleError: too large, not JSON, not a manifest, of another schema, or not its own canonical JSON.
+    """
+    if len(data) > MANIFEST_LIMIT_BYTES:
+        raise BundleError("manifest too large", expected=f"at most {MANIFEST_LIMIT_BYTES} bytes", got=str(len(data)))
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"manifest.json is not a manifest: {error}") from error
+    if manifest.schema != SCHEMA:
+        raise BundleError("manifest schema", expected=str(SCHEMA), got=str(manifest.schema), hint="update edgeml-toolkit")
+    if manifest.encode() != data:
+        raise BundleError("manifest.json is not canonical JSON")
+    return manifest

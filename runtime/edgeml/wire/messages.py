@@ -1,0 +1,163 @@
+"""What device and fleet say to each other, and the topics they say it on.
+
+Desired state is level-triggered: a document with a revision that only grows and the whole truth about one device. Everything a
+device sends carries its session and a sequence number, so that the fleet's store can take each message exactly once.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from edgeml.wire.errors import LinkError
+from edgeml.wire.manifest import Name, Sha256, Version
+from edgeml.wire.sketches import Histogram, LatencySketch
+
+PROTOCOL: Final = "edgeml/v1"
+MESSAGE_LIMIT_BYTES: Final = 64 * 1024  # a window is about 1 kB; anything near this is not ours
+
+Kind = Literal["desired", "report", "telemetry", "state"]
+
+UpdateState = Literal[
+    "offered",
+    "downloading",
+    "verified",
+    "self_test",
+    "shadow",
+    "soaking",
+    "confirmed",
+    "failed",
+    "rejected",
+    "rolled_back",
+]
+"""Where a device stands with the highest revision it has seen. The last four are ends."""
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One model the fleet wants on a device.
+
+    `version` `None` means: remove the model. `not_before` and `deadline` are Unix seconds. `bundle_sha256` and `bundle_bytes`
+    repeat what the signed metadata says of `path`; the signed metadata wins.
+    """
+
+    model: Name
+    version: Version | None = None
+    manifest_sha256: Sha256 | None = None
+    path: str | None = None  # TUF target path, models/<name>/<version>.edgeml
+    rollout: str | None = None
+    wave: int | None = None
+    not_before: float = 0.0
+    deadline: float | None = None
+
+
+class Desired(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the fleet wants of one device, as of revision `rev`."""
+
+    rev: int
+    targets: tuple[Target, ...]
+
+
+class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One installed version of a model on a device."""
+
+    version: str
+    manifest_sha256: Sha256
+    active: bool
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A device says where it stands with one model of one revision.
+
+    `code` is a stable word for `failed`, `rejected` and `rolled_back` (`self_test`, `signature`, `no_variant`, `disk_full`,
+    `download`, `crash`, `boot_loop`, `health`, …); `detail` is for people.
+    """
+
+    device: str
+    session: int
+    seq: int
+    at: float  # Unix seconds, the device's clock
+    rev: int
+    model: Name
+    state: UpdateState
+    version: str | None = None
+    manifest_sha256: Sha256 | None = None
+    rollout: str | None = None
+    code: str | None = None
+    detail: str | None = None
+    retryable: bool = False
+    downloaded_bytes: int = 0
+    slots: tuple[Slot, ...] = ()
+
+
+class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One window of one model version on one device; everything in it adds."""
+
+    device: str
+    session: int
+    seq: int
+    model: Name
+    version: str
+    manifest_sha256: Sha256
+    start: float  # Unix seconds
+    seconds: float
+    runs: int  # answers given, from either source
+    errors: dict[str, int] = {}  # by code
+    fallbacks: dict[str, int] = {}  # by reason
+    latency: LatencySketch | None = None
+    confidence: Histogram | None = None  # edges as frozen in the manifest
+    classes: tuple[int, ...] = ()
+    rss_bytes: int | None = None
+    cpu_celsius: float | None = None
+    throttled: int | None = None
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Birth (`online`) and last will (`offline`); both carry the same session number, so a late will harms no newer session."""
+
+    device: str
+    session: int
+    online: bool
+    at: float = 0.0
+    rev: int = 0
+    runtime: str = ""
+    arch: str = ""
+    engines: dict[str, str] = {}  # engine -> version
+    ram_bytes: int = 0
+    tags: dict[str, str] = {}  # site, hardware, …: strata of a rollout
+    models: dict[str, str] = {}  # model -> signature digest of what the application feeds
+    slots: dict[str, tuple[Slot, ...]] = {}
+
+
+Message = Report | Telemetry | State
+M = TypeVar("M", Desired, Report, Telemetry, State)
+
+
+def topic(tenant: str, device: str, kind: Kind) -> str:
+    return f"{PROTOCOL}/{tenant}/d/{device}/{kind}"
+
+
+def parse_topic(text: str) -> tuple[str, str, str] | None:
+    """(tenant, device, kind) of a topic of ours, or `None`."""
+    parts = text.split("/")
+    if len(parts) != 6 or parts[:2] != ["edgeml", "v1"] or parts[3] != "d":
+        return None
+    return parts[2], parts[4], parts[5]
+
+
+def encode(message: Desired | Report | Telemetry | State) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Read a message from outside.
+
+    Raises:
+        LinkError: too long, not JSON, or not of this kind; nothing of it should be used.
+    """
+    if len(payload) > MESSAGE_LIMIT_BYTES:
+        raise LinkError("message too long", expected=f"at most {MESSAGE_LIMIT_BYTES} bytes", got=str(len(payload)))
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise LinkError(f"not a {kind.__name__} message: {error}") from error
