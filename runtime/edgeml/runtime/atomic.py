@@ -1,0 +1,54 @@
+"""Files that are either the old bytes or the new ones: temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+Write = Callable[[int, memoryview], int]
+"""`os.write`, or something in its place that fails as a full disk does."""
+
+TEMPORARY_SUFFIX: Final = ".tmp"
+
+
+def write_file(path: Path, data: bytes, *, write: Write = os.write) -> None:
+    """Replace `path` by `data`.
+
+    Raises:
+        OSError: nothing changed; the temporary file is gone.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_all(descriptor, data, write=write)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        move(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_all(descriptor: int, data: bytes | memoryview, *, write: Write = os.write) -> None:
+    """Write every byte; `os.write` may take fewer than it was given."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[write(descriptor, rest) :]
+
+
+def move(source: Path, destination: Path) -> None:
+    """Rename within one file system, and make the rename itself survive a power cut."""
+    source.replace(destination)
+    sync_folder(destination.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

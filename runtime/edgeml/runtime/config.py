@@ -1,0 +1,202 @@
+"""`agent.toml`: what the device's owner decides, parsed once into frozen structs.
+
+    [device]
+    id = "gate-7"
+    data = "/var/lib/edgeml"
+    [device.tags]
+    site = "north"
+    [service]
+    url = "https://fleet.example"
+    token = "…"
+    root = "root.json"
+    [broker]                      # leave it out, and the device polls the service
+    url = "mqtts://fleet.example:8883"
+    [models.kws]
+    bundle = "kws-1.0.0.edgeml"   # what runs before the first update
+
+Paths are relative to the file. Unknown keys are refused with the nearest known one: a misspelt limit must not be no limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edgeml.wire.errors import ConfigError
+from edgeml.wire.manifest import Format, Name, Precision
+
+Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Protocol = Literal["auto", "5", "3.1.1"]
+Mode = Literal["prefer-device", "prefer-cloud", "device-only", "cloud-only"]
+
+BROKER_SCHEMES: Final = {"mqtt": 1883, "mqtts": 8883}
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class DeviceTable(_Table, frozen=True):
+    """Who the device is, and the folder that is its alone."""
+
+    id: DeviceId
+    data: str
+    tenant: DeviceId = "default"
+    tags: dict[str, str] = {}
+
+
+class ServiceTable(_Table, frozen=True):
+    """The fleet service. `root` is the TUF root that the device trusts from the start."""
+
+    url: str
+    token: str
+    root: str
+    poll_s: Seconds = 900.0  # how often to ask when there is no broker
+    poll_after_s: Seconds = 60.0  # without the broker for so long, ask the service
+    timeout_s: Seconds = 10.0
+
+
+class BrokerTable(_Table, frozen=True):
+    url: str
+    protocol: Protocol = "auto"
+    keepalive_s: Count = 60
+    connack_s: Seconds = 3.0  # some brokers never answer a CONNECT of a protocol they lack
+    backoff_s: Seconds = 1.0
+    backoff_cap_s: Seconds = 120.0
+    ca: str | None = None  # PEM file; None: the system's
+
+
+class UpdateTable(_Table, frozen=True):
+    """How carefully to change versions."""
+
+    soak_s: Annotated[float, msgspec.Meta(ge=0.0)] = 300.0
+    health_s: Seconds = 30.0  # how often health is looked at while soaking
+    most_error_share: Share = 0.2
+    least_runs: Annotated[int, msgspec.Meta(ge=0)] = 20  # fewer runs say nothing about the error share
+    backoff_s: Seconds = 30.0
+    backoff_cap_s: Seconds = 3600.0
+    stall_s: Seconds = 30.0  # a download without progress is given up after this
+
+
+class TelemetryTable(_Table, frozen=True):
+    window_s: Seconds = 60.0
+    spool_bytes: Annotated[int, msgspec.Meta(ge=256 * 1024)] = 16 * 1024 * 1024
+
+
+class ModelTable(_Table, frozen=True):
+    """A model the application uses. `bundle` is what it runs before the fleet says anything."""
+
+    bundle: str | None = None
+    format: Format | None = None
+    precision: Precision | None = None
+    threads: Count = 1
+
+
+class FallbackTable(_Table, frozen=True):
+    """The cloud endpoint that is asked when the device is not sure, and when it may be asked."""
+
+    url: str
+    mode: Mode = "prefer-device"
+    deadline_ms: Seconds = 1000.0
+    token: str | None = None
+
+
+class AgentConfig(_Table, frozen=True):
+    device: DeviceTable
+    service: ServiceTable | None = None
+    broker: BrokerTable | None = None
+    update: UpdateTable = UpdateTable()
+    telemetry: TelemetryTable = TelemetryTable()
+    models: dict[Name, ModelTable] = {}
+    fallback: FallbackTable | None = None
+    folder: str = "."  # where relative paths start; set by `load_config`
+
+    def path(self, text: str) -> Path:
+        return Path(self.folder) / text
+
+    @property
+    def data(self) -> Path:
+        return self.path(self.device.data)
+
+
+def load_config(path: Path | str) -> AgentConfig:
+    """Read and check an `agent.toml`.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown key, or a value that cannot be.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}", hint="give the path of an agent.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is not TOML: {error}") from error
+    table.pop("folder", None)
+    _refuse_unknown(table, AgentConfig, "", str(path))
+    try:
+        config = msgspec.convert({**table, "folder": str(path.parent)}, AgentConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{str(path)!r}: {error}") from error
+    _check_addresses(config, str(path))
+    return config
+
+
+def broker_address(url: str) -> tuple[str, int, bool]:
+    """(host, port, encrypted) of `mqtt://host[:port]` or `mqtts://…`.
+
+    Raises:
+        ConfigError: another scheme, or no host.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"broker url {url!r}: {error}") from error
+    if parts.scheme not in BROKER_SCHEMES or not host:
+        raise ConfigError("broker url", expected="mqtt://host:port or mqtts://host:port", got=repr(url))
+    return host, port or BROKER_SCHEMES[parts.scheme], parts.scheme == "mqtts"
+
+
+def _check_addresses(config: AgentConfig, where: str) -> None:
+    if config.broker is not None:
+        broker_address(config.broker.url)
+        if config.service is None:
+            raise ConfigError(f"{where!r} has [broker] and no [service]", hint="updates come from the service; add its url")
+    for table in (config.service, config.fallback):
+        if table is not None and urlsplit(table.url).scheme not in {"http", "https"}:
+            raise ConfigError("url", expected="http:// or https://", got=repr(table.url))
+
+
+def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:
+    struct = _struct_in(kind)
+    if struct is not None and isinstance(value, dict):
+        hints = typing.get_type_hints(struct)
+        for key, inner in value.items():
+            if key not in hints:
+                raise _unknown(f"{path}{key}", key, [name for name in hints if name != "folder"], where)
+            _refuse_unknown(inner, hints[key], f"{path}{key}.", where)
+    elif typing.get_origin(kind) is dict and isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_unknown(inner, typing.get_args(kind)[1], f"{path}{key}.", where)
+
+
+def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
+    choices = typing.get_args(kind) if typing.get_origin(kind) in {types.UnionType, typing.Union} else (kind,)
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, msgspec.Struct)), None)
+
+
+def _unknown(path: str, key: str, known: list[str], where: str) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return ConfigError(f"{where!r} has an unknown key {path!r}", hint=hint)

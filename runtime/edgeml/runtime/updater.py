@@ -1,0 +1,447 @@
+"""The update of one model on one device, as a machine without IO: `step(update, event, now)` gives the next state and what to do.
+
+    offered → downloading → verified → self_test → soaking → confirmed
+                 failed (retried while that can help) · rejected (not even tried) · rolled_back (tried, and taken back)
+
+Rules it keeps, whatever arrives in whatever order:
+- the highest revision wins; a lower or equal one changes nothing, so re-delivery is harmless; a higher one supersedes mid-way
+- the caller stores the new state before it does the first action; every action can be done again after a crash
+- what is in a slot is not downloaded: going back needs no network
+- `active` only ever names a version that passed its self-test here; `confirmed` the last one that stood its soak
+- an unhealthy version, or one that restarts the device TRIAL_BOOTS times while it soaks, is taken back and not tried again
+- a failure that trying again can mend is tried MOST_TRIES times; a service out of reach is no failure, only a wait
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from edgeml.wire.messages import Target
+
+TRIAL_BOOTS: Final = 3  # one more than the retry that a watchdog or a flaky supply explains
+MOST_TRIES: Final = 3  # per revision
+MOST_PENALTIES: Final = 16  # digests remembered as bad; older ones the fleet has long forgotten
+STEADY_S: Final = 600.0  # up for so long, a restart is no longer this version's doing
+
+Stage = Literal[
+    "offered", "downloading", "verified", "self_test", "soaking", "confirmed", "failed", "rejected", "rolled_back"
+]  # fmt: skip
+REJECTIONS: Final = frozenset({"signature", "no_variant", "untrusted", "unlisted", "deadline", "penalty_box", "bad_target"})
+"""Codes of an offer that was refused before it could do anything."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How careful and how patient to be."""
+
+    soak_s: float = 300.0
+    health_s: float = 30.0
+    most_error_share: float = 0.2
+    least_runs: int = 20
+    backoff_s: float = 30.0
+    backoff_cap_s: float = 3600.0
+
+
+class Update(msgspec.Struct, frozen=True):
+    """Where a device stands with one model; what survives a restart.
+
+    `installed` are the manifest digests that can be opened here, `penalties` the digests not to try again, with the reason.
+    `wake_at` is when the machine next has something to do by itself.
+    """
+
+    model: str
+    rev: int = 0
+    target: Target | None = None
+    stage: Stage | None = None
+    active: str | None = None
+    confirmed: str | None = None
+    installed: tuple[str, ...] = ()
+    tries: int = 0
+    waits: int = 0
+    boots: int = 0
+    booted_at: float = 0.0
+    soak_until: float = 0.0
+    wake_at: float | None = None
+    downloaded_bytes: int = 0
+    code: str | None = None
+    detail: str | None = None
+    retryable: bool = False
+    penalties: dict[str, str] = {}
+
+    @property
+    def wanted(self) -> str | None:
+        """Manifest digest of the version the fleet wants."""
+        return None if self.target is None else self.target.manifest_sha256
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """The fleet's word for this model, as of a revision."""
+
+    rev: int
+    target: Target
+
+
+class Booted(msgspec.Struct, frozen=True):
+    """The process started; `installed` is what it found, `factory` what it was shipped with."""
+
+    installed: tuple[str, ...]
+    factory: str | None = None
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time went by."""
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """The bundle lies in its slot, every byte checked; `moved_bytes` came over the network in this try."""
+
+    digest: str
+    bytes: int
+    moved_bytes: int
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """The service is out of reach, or its metadata is out of date: not this version's fault."""
+
+    digest: str
+    code: str
+    detail: str
+    moved_bytes: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Download, check or self-test failed."""
+
+    digest: str
+    code: str
+    detail: str
+    retryable: bool
+    moved_bytes: int = 0
+
+
+class Tested(msgspec.Struct, frozen=True):
+    """The golden vectors hold on this machine, and the version is loaded beside the running one."""
+
+    digest: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the active version does since its switch; `problem` if its self-test failed when run again."""
+
+    digest: str
+    runs: int
+    errors: int
+    problem: str | None = None
+
+
+class Damaged(msgspec.Struct, frozen=True):
+    """An installed version cannot be opened any more."""
+
+    digest: str
+    detail: str
+
+
+Event = Wanted | Booted | Tick | Fetched | Waiting | Failed | Tested | Health | Damaged
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Ask the signed metadata, download, check, put into a slot; answer with Fetched, Waiting or Failed."""
+
+    target: Target
+
+
+class SelfTest(msgspec.Struct, frozen=True):
+    """Load beside, run the golden vectors, warm; answer with Tested or Failed."""
+
+    digest: str
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """Let this version answer from the next call on; `None`: nothing answers."""
+
+    digest: str | None
+
+
+class CheckHealth(msgspec.Struct, frozen=True):
+    """Look at the active version; answer with Health."""
+
+    digest: str
+
+
+class Prune(msgspec.Struct, frozen=True):
+    """Delete every slot but these."""
+
+    keep: tuple[str, ...]
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Report where the update stands; the state says the rest."""
+
+    stage: Stage
+
+
+Action = Fetch | SelfTest | Switch | CheckHealth | Prune | Tell
+Outcome = tuple[Update, tuple[Action, ...]]
+
+
+def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float) -> Outcome:
+    """The next state, and what to do once it is stored.
+
+    Args:
+        now: Unix seconds.
+        jitter: uniform in [0, 1), drawn by the caller.
+    """
+    match event:
+        case Wanted():
+            return _wanted(update, event, now)
+        case Booted():
+            return _booted(update, event, now)
+        case Tick():
+            return _tick(update, now, policy)
+        case Fetched():
+            return _fetched(update, event)
+        case Waiting():
+            return _waiting(update, event, now, policy, jitter)
+        case Failed():
+            return _failed(update, event, now, policy, jitter)
+        case Tested():
+            return _tested(update, event, now, policy)
+        case Health():
+            return _health(update, event, now, policy)
+        case Damaged():
+            return _damaged(update, event, now, policy, jitter)
+
+
+def backoff_s(tries: int, policy: Policy, jitter: float) -> float:
+    """Full jitter: uniform between 0 and base * 2^(tries - 1), capped."""
+    return jitter * min(policy.backoff_cap_s, policy.backoff_s * 2.0 ** min(tries - 1, 32))
+
+
+def _wanted(update: Update, event: Wanted, now: float) -> Outcome:
+    if event.rev <= update.rev:
+        return update, ()
+    same = update.target is not None and event.target.version == update.target.version
+    same = same and event.target.manifest_sha256 == update.wanted
+    under_way = update.stage in {"downloading", "verified", "self_test", "soaking", "rolled_back"}
+    update = replace(update, rev=event.rev, target=event.target)
+    if same and under_way and update.stage is not None:
+        return update, (Tell(update.stage),)
+    return _offer(_fresh(update), now)
+
+
+def _fresh(update: Update) -> Update:
+    return replace(
+        update, stage="offered", tries=0, waits=0, boots=0, wake_at=None, downloaded_bytes=0,
+        code=None, detail=None, retryable=False,
+    )  # fmt: skip
+
+
+def _offer(update: Update, now: float) -> Outcome:
+    target, digest = update.target, update.wanted
+    assert target is not None
+    if target.version is None:
+        gone = _end(replace(update, active=None, confirmed=None, installed=()), "confirmed")
+        return gone, (Switch(None), Prune(()), Tell("confirmed"))
+    if digest is None:
+        return _reject(update, "bad_target", f"version {target.version!r} without a manifest digest")
+    if digest == update.active:
+        return _end(replace(update, confirmed=digest), "confirmed"), (Tell("confirmed"),)
+    if digest in update.penalties:
+        return _reject(update, "penalty_box", f"{digest[:12]} failed here before: {update.penalties[digest]}")
+    if target.deadline is not None and now > target.deadline:
+        return _reject(update, "deadline", "offered too late to start")
+    if now < target.not_before:
+        return replace(update, stage="offered", wake_at=target.not_before), (Tell("offered"),)
+    return _begin(update)
+
+
+def _begin(update: Update) -> Outcome:
+    target, digest = update.target, update.wanted
+    assert target is not None
+    assert digest is not None
+    update = replace(update, code=None, detail=None, retryable=False, wake_at=None, boots=0)
+    if digest in update.installed:
+        return replace(update, stage="self_test"), (Tell("verified"), Tell("self_test"), SelfTest(digest))
+    keep = tuple(d for d in (update.active, update.confirmed) if d is not None)
+    update = replace(update, stage="downloading", installed=tuple(d for d in update.installed if d in keep))
+    return update, (Tell("downloading"), Prune(keep), Fetch(target))
+
+
+def _fetched(update: Update, event: Fetched) -> Outcome:
+    if update.stage != "downloading" or event.digest != update.wanted:
+        return update, ()
+    installed = (*(d for d in update.installed if d != event.digest), event.digest)
+    moved = max(update.downloaded_bytes + event.moved_bytes, event.bytes if event.moved_bytes else 0)
+    update = replace(
+        update, stage="self_test", installed=installed, downloaded_bytes=moved, boots=0, waits=0, wake_at=None,
+        code=None, detail=None,
+    )  # fmt: skip
+    return update, (Tell("verified"), Tell("self_test"), SelfTest(event.digest))
+
+
+def _waiting(update: Update, event: Waiting, now: float, policy: Policy, jitter: float) -> Outcome:
+    if update.stage != "downloading" or event.digest != update.wanted:
+        return update, ()
+    waits = update.waits + 1
+    is_news = event.code != update.code
+    update = replace(
+        update, waits=waits, wake_at=now + backoff_s(waits, policy, jitter), code=event.code, detail=event.detail,
+        downloaded_bytes=update.downloaded_bytes + event.moved_bytes,
+    )  # fmt: skip
+    return update, (Tell("downloading"),) if is_news else ()
+
+
+def _failed(update: Update, event: Failed, now: float, policy: Policy, jitter: float) -> Outcome:
+    if update.stage not in {"downloading", "self_test"} or event.digest != update.wanted:
+        return update, ()
+    update = replace(update, downloaded_bytes=update.downloaded_bytes + event.moved_bytes)
+    if event.code in REJECTIONS:
+        return _reject(update, event.code, event.detail)
+    return _fail(update, event.code, event.detail, now, policy, jitter, retryable=event.retryable)
+
+
+def _fail(
+    update: Update, code: str, detail: str, now: float, policy: Policy, jitter: float, *, retryable: bool
+) -> Outcome:  # fmt: skip
+    tries = update.tries + 1
+    again = retryable and tries < MOST_TRIES
+    update = replace(
+        update, stage="failed", tries=tries, code=code, detail=detail, retryable=again, boots=0,
+        wake_at=now + backoff_s(tries, policy, jitter) if again else None,
+    )  # fmt: skip
+    if not retryable and update.wanted is not None:
+        update = _penalise(update, update.wanted, code)
+    return update, (Tell("failed"),)
+
+
+def _tested(update: Update, event: Tested, now: float, policy: Policy) -> Outcome:
+    if update.stage != "self_test" or event.digest != update.wanted:
+        return update, ()
+    update = replace(
+        update, stage="soaking", active=event.digest, boots=0, booted_at=now, soak_until=now + policy.soak_s,
+        wake_at=now + min(policy.health_s, policy.soak_s),
+    )  # fmt: skip
+    return update, (Switch(event.digest), Tell("soaking"))
+
+
+def _tick(update: Update, now: float, policy: Policy) -> Outcome:
+    if update.wake_at is None or now < update.wake_at:
+        return update, ()
+    assert update.target is not None
+    match update.stage:
+        case "offered" | "failed":
+            return _offer(replace(update, wake_at=None), now)
+        case "downloading":
+            return replace(update, wake_at=None), (Fetch(update.target),)
+        case "soaking" if update.active is not None:
+            return replace(update, wake_at=now + policy.health_s), (CheckHealth(update.active),)
+        case _:
+            return replace(update, wake_at=None), ()
+
+
+def _health(update: Update, event: Health, now: float, policy: Policy) -> Outcome:
+    if update.stage != "soaking" or event.digest != update.active:
+        return update, ()
+    if event.problem is not None:
+        return _roll_back(update, "health", event.problem)
+    if event.runs >= max(policy.least_runs, 1) and event.errors > policy.most_error_share * event.runs:
+        return _roll_back(update, "health", f"{event.errors} of {event.runs} runs failed since the switch")
+    if now >= update.soak_until:
+        return _end(replace(update, confirmed=update.active), "confirmed"), (Tell("confirmed"),)
+    steady = now - update.booted_at >= min(STEADY_S, policy.soak_s / 2)
+    wake_at = min(now + policy.health_s, update.soak_until)
+    return replace(update, boots=0 if steady else update.boots, wake_at=wake_at), ()
+
+
+def _booted(update: Update, event: Booted, now: float) -> Outcome:
+    installed = tuple(dict.fromkeys((*event.installed, *((event.factory,) if event.factory else ()))))
+    update = replace(update, installed=installed, booted_at=now)
+    if update.active is None and update.stage is None and event.factory is not None:
+        update = replace(update, active=event.factory, confirmed=event.factory)
+    if update.stage is None or update.target is None:
+        return update, (Switch(update.active),)
+    update, actions = _resumed(update, now)
+    return update, (Switch(update.active), *actions)
+
+
+def _resumed(update: Update, now: float) -> Outcome:
+    """Take up what a restart interrupted."""
+    assert update.target is not None
+    match update.stage:
+        case "downloading":
+            return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target))
+        case "verified" | "self_test":
+            return _tested_again(replace(update, boots=update.boots + 1))
+        case "soaking":
+            update = replace(update, boots=update.boots + 1, wake_at=now)
+            if update.boots >= TRIAL_BOOTS:
+                return _roll_back(update, "boot_loop", f"{update.boots} restarts while soaking")
+            return update, (Tell("soaking"),)
+        case None:
+            return update, ()
+        case stage:
+            return update, (Tell(stage),)
+
+
+def _tested_again(update: Update) -> Outcome:
+    digest, target = update.wanted, update.target
+    assert digest is not None
+    assert target is not None
+    if update.boots >= TRIAL_BOOTS:
+        update = _penalise(replace(update, retryable=False, wake_at=None), digest, "crash")
+        detail = f"{update.boots} restarts in the self-test"
+        return replace(update, stage="failed", code="crash", detail=detail, boots=0), (Tell("failed"),)
+    if digest not in update.installed:
+        return replace(update, stage="downloading"), (Tell("downloading"), Fetch(target))
+    return replace(update, stage="self_test"), (Tell("self_test"), SelfTest(digest))
+
+
+def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter: float) -> Outcome:
+    """Go on with another installed version; the wanted one, if that is what broke, is downloaded again."""
+    installed = tuple(d for d in update.installed if d != event.digest)
+    was_active = event.digest == update.active
+    update = replace(
+        update, installed=installed,
+        active=None if was_active else update.active,
+        confirmed=None if event.digest == update.confirmed else update.confirmed,
+    )  # fmt: skip
+    if was_active:
+        update = replace(update, active=_way_back(update, event.digest))
+    moves: tuple[Action, ...] = (Switch(update.active), Prune(installed)) if was_active else (Prune(installed),)
+    if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test"}:
+        return update, moves
+    update, told = _fail(replace(update, tries=0), "damaged", event.detail, now, policy, jitter, retryable=True)
+    return update, (*moves, *told)
+
+
+def _roll_back(update: Update, code: str, detail: str) -> Outcome:
+    bad = update.active
+    assert bad is not None
+    back = _way_back(update, bad)
+    update = _penalise(replace(update, active=back, confirmed=back, code=code, detail=detail, retryable=False), bad, code)
+    return _end(update, "rolled_back"), (Switch(back), Tell("rolled_back"))
+
+
+def _way_back(update: Update, bad: str) -> str | None:
+    choices: Callable[[str | None], bool] = lambda d: d is not None and d != bad and d in update.installed  # noqa: E731
+    if choices(update.confirmed):
+        return update.confirmed
+    return next((d for d in update.installed if choices(d) and d not in update.penalties), None)
+
+
+def _reject(update: Update, code: str, detail: str) -> Outcome:
+    return _end(replace(update, code=code, detail=detail, retryable=False), "rejected"), (Tell("rejected"),)
+
+
+def _end(update: Update, stage: Stage) -> Update:
+    return replace(update, stage=stage, wake_at=None, boots=0, waits=0)
+
+
+def _penalise(update: Update, digest: str, code: str) -> Update:
+    kept = {d: c for d, c in update.penalties.items() if d != digest}
+    while len(kept) >= MOST_PENALTIES:
+        del kept[next(iter(kept))]
+    return replace(update, penalties={**kept, digest: code})
