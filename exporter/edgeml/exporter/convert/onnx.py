@@ -1,0 +1,179 @@
+"""To ONNX: Keras and SavedModel by tf2onnx, torch by torch.onnx, ONNX by onnxslim; then one canonical form.
+
+Canonical means: the signature's names and a batch axis called `batch`, no producer, doc strings or stack traces, and inner names
+without the counters that converters keep per process. Equal sources give equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgeml.exporter.source.model import SourceRef
+from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.wire.manifest import BATCH, Signature
+
+OPSET: Final = 18  # the newest that tf2onnx writes
+IR_VERSION: Final = 10  # readable by ONNX Runtime 1.18 and later
+COUNTER: Final = re.compile(r"__\d+|:\d+$")  # tf2onnx's process-wide counter; TensorFlow's output index
+OPERATOR: Final = re.compile(r"aten[.:]+([\w.]+)|Tensorflow op \[[^\]]*: (\w+)\]|op type (\w+)")
+
+
+def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the ONNX of a Keras or SavedModel source; gives notes."""
+    from edgeml.exporter.source.tensorflow import frozen, load
+
+    try:
+        import tf2onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tf2onnx", "keras") from error
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
+    function = frozen(ref, None if model.any_batch else 1)
+    try:
+        proto, _ = tf2onnx.convert.from_graph_def(
+            function.graph.as_graph_def(),
+            input_names=[tensor.name for tensor in function.inputs],
+            output_names=[tensor.name for tensor in function.outputs],
+            opset=OPSET,
+        )
+    except Exception as error:
+        raise unsupported("tf2onnx", error) from error
+    Path(out).write_bytes(canonical(proto, model.signature))
+    return []
+
+
+def from_torch(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the ONNX of a torch source; gives notes."""
+    import torch
+
+    from edgeml.exporter.source.torch import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    batch = torch.export.Dim(BATCH, min=1)
+    shapes = tuple({0: batch} if spec.has_batch else None for spec in model.signature.inputs)
+    try:
+        program = torch.onnx.export(
+            model.module,
+            model.example(2 if model.any_batch else 1),  # an example batch of 1 would be taken for a constant
+            dynamo=True,
+            dynamic_shapes=(shapes,) if model.any_batch else None,
+            external_data=False,
+            verbose=False,
+        )
+    except Exception as error:
+        raise unsupported("torch.onnx", error) from error
+    Path(out).write_bytes(canonical(program.model_proto, model.signature))
+    return []
+
+
+def from_onnx(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the source simplified; gives notes."""
+    import onnxslim
+
+    from edgeml.exporter.source.onnx import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    copy = type(model.proto)()
+    copy.CopyFrom(model.proto)
+    Path(out).write_bytes(canonical(onnxslim.slim(copy), model.signature))
+    return []
+
+
+def unsupported(converter: str, error: Exception) -> UnsupportedError:
+    """A converter's refusal, with the operator it names."""
+    text = " ".join(str(error).split())
+    causes, cause = [text], error.__cause__
+    while cause is not None:
+        causes.append(" ".join(str(cause).split()))
+        cause = cause.__cause__
+    names = sorted({next(filter(None, match)) for cause_text in causes for match in OPERATOR.findall(cause_text)})
+    if names:
+        return UnsupportedError(f"{converter} cannot convert operator {', '.join(map(repr, names))}", hint="rewrite it with others")
+    return UnsupportedError(f"{converter} failed: {type(error).__name__}: {causes[-1][:300]}")
+
+
+def canonical(proto: Any, signature: Signature) -> bytes:
+    """The model's canonical bytes, inputs and outputs named by the signature."""
+    graph = proto.graph
+    known = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in known]
+    names: dict[str, str] = {}
+    taken = {""}
+    wanted = zip((*inputs, *graph.output), (*signature.inputs, *signature.outputs), strict=True)
+    for value, spec in wanted:
+        if value.name not in names:
+            names[value.name] = _free(spec.name, taken)
+        _name_axes(value, spec.shape)
+    for kept in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        _strip(kept)
+    del graph.value_info[:]
+    for name in _mentions(graph):
+        if name and name not in names:
+            names[name] = _free(COUNTER.sub("", name) or "value", taken)
+    _rename(graph, names)
+    graph.name = "graph"
+    proto.producer_name, proto.producer_version, proto.domain, proto.model_version = "", "", "", 0
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    bytes_: bytes = proto.SerializeToString(deterministic=True)
+    return bytes_
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidate, number = name, 1
+    while candidate in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _name_axes(value: Any, shape: tuple[int | str, ...]) -> None:
+    """Batch stays free under its own name; everything the signature fixes is fixed."""
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) != len(shape):
+        return
+    for dim, size in zip(dims, shape, strict=True):
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif not dim.HasField("dim_value"):
+            dim.dim_param = size
+
+
+def _strip(message: Any) -> None:
+    message.ClearField("doc_string")
+    if any(field.name == "metadata_props" for field in message.DESCRIPTOR.fields):
+        message.ClearField("metadata_props")
+
+
+def _mentions(graph: Any) -> Iterator[str]:
+    """Every value name in order of first mention, inner graphs included."""
+    for tensor in graph.initializer:
+        yield tensor.name
+    for value in (*graph.input, *graph.output):
+        yield value.name
+    for node in graph.node:
+        yield from node.input
+        for inner in _inner(node):
+            yield from _mentions(inner)
+        yield from node.output
+
+
+def _inner(node: Any) -> list[Any]:
+    return [graph for attribute in node.attribute for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)]
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    for thing in (*graph.initializer, *graph.input, *graph.output):
+        thing.name = names.get(thing.name, thing.name)
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        node.ClearField("doc_string")
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inner in _inner(node):
+            del inner.value_info[:]
+            _rename(inner, names)

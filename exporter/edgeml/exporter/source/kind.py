@@ -1,0 +1,77 @@
+"""Which kind of source a path is, by content first and name second; nothing is loaded here."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from edgeml.exporter.source.model import Kind, SourceRef
+from edgeml.wire.errors import ModelError, UnsupportedError
+
+HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
+ZIP_MAGIC: Final = b"PK\x03\x04"
+TFLITE_MAGIC: Final = b"TFL3"  # at byte 4, after the flatbuffer's root offset
+PICKLE_MAGIC: Final = b"\x80"  # protocol 2 and later
+KNOWN: Final = ".h5, .keras, a SavedModel folder, file.py:factory, .pt2, .onnx"
+
+
+def locate(text: str, *, trust: bool = False, example: str | None = None, seed: int = 0) -> SourceRef:
+    """Find the source named on a command line: a path, or `file.py:factory`.
+
+    Raises:
+        ModelError: missing, empty, truncated, or nothing known.
+        UnsupportedError: known, and not a source yet.
+    """
+    stem, colon, factory = text.rpartition(":")
+    if colon and stem.endswith(".py"):
+        if not Path(stem).is_file():
+            raise ModelError(f"no file {stem!r}")
+        if not factory.isidentifier():
+            raise ModelError(f"factory {factory!r} is not a function name", hint="write file.py:function")
+        return SourceRef(stem, "torch", factory, trust=trust, example=example, seed=seed)
+    path = Path(text)
+    if text.endswith(".py"):
+        raise ModelError(f"{text!r} is Python code", hint="name the function that builds the model: file.py:function")
+    return SourceRef(text, _kind(path), trust=trust, example=example, seed=seed)
+
+
+def _kind(path: Path) -> Kind:
+    if path.is_dir():
+        if (path / "saved_model.pb").is_file():
+            return "savedmodel"
+        raise ModelError(f"folder {str(path)!r} is not a SavedModel", expected="saved_model.pb in it", got="none")
+    if not path.is_file():
+        raise ModelError(f"no file {str(path)!r}")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ModelError(f"{str(path)!r} is empty")
+    if head.startswith(HDF5_MAGIC):
+        return "keras-h5"
+    if head.startswith(ZIP_MAGIC):
+        return _zip_kind(path)
+    if head[4:8] == TFLITE_MAGIC:
+        raise UnsupportedError(f"{str(path)!r} is a TFLite file: not yet a source", hint="export the model it was made from")
+    if path.suffix == ".onnx":
+        return "onnx"
+    if head.startswith(PICKLE_MAGIC) or path.suffix in {".pkl", ".pickle", ".joblib"}:
+        raise UnsupportedError(f"{str(path)!r} is a pickle of weights or objects", hint="give file.py:factory that builds the module")
+    if path.suffix in {".h5", ".hdf5", ".keras", ".pt2", ".pt", ".pth"}:
+        raise ModelError(f"{str(path)!r} is truncated or not what its name says", hint="fetch or save it again")
+    raise ModelError(f"{str(path)!r} is no model known here", expected=KNOWN)
+
+
+def _zip_kind(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ModelError(f"{str(path)!r} is truncated or damaged: {error}", hint="fetch or save it again") from error
+    if "config.json" in names and "metadata.json" in names:
+        return "keras"
+    if any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names):
+        return "torch-pt2"
+    if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
+        return "torchscript"
+    raise ModelError(f"{str(path)!r} is a zip, but no model known here", expected=KNOWN)

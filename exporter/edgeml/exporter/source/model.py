@@ -1,0 +1,120 @@
+"""What is known of a source model: where it is, what it takes and gives, and which file it is by content."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from edgeml.runtime.backends import Array
+from edgeml.wire.errors import ModelError
+from edgeml.wire.manifest import BATCH, Count, Sha256, Signature, TensorSpec
+
+Kind = Literal["keras-h5", "keras", "savedmodel", "torch", "torch-pt2", "torchscript", "onnx"]
+Family = Literal["tensorflow", "torch", "onnx"]
+"""Which framework runs the source, hence which worker."""
+
+FAMILY: Final[dict[Kind, Family]] = {
+    "keras-h5": "tensorflow",
+    "keras": "tensorflow",
+    "savedmodel": "tensorflow",
+    "torch": "torch",
+    "torch-pt2": "torch",
+    "torchscript": "torch",
+    "onnx": "onnx",
+}
+CHUNK_BYTES: Final = 1 << 20
+
+
+class SourceRef(msgspec.Struct, frozen=True):
+    """A model on disk. `factory` names the callable of a torch source; `example` is an .npz whose samples give shapes."""
+
+    path: str
+    kind: Kind
+    factory: str | None = None
+    trust: bool = False
+    example: str | None = None
+    seed: int = 0
+
+    @property
+    def family(self) -> Family:
+        return FAMILY[self.kind]
+
+
+class SourceModel(msgspec.Struct, frozen=True):
+    """A source that was loaded once: its contract and identity. `notes` is for the report, `metadata` came with the file."""
+
+    kind: Kind
+    signature: Signature
+    sha256: Sha256
+    bytes: Count
+    labels: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:
+    """What one call is fed for `spec` from `count` samples at `start`: without a batch axis it is one sample, bare."""
+    return sample[start : start + count] if spec.has_batch else sample[start]
+
+
+def gather(calls: Sequence[Sequence[Array]], signature: Signature) -> dict[str, Array]:
+    """The outputs of many calls, samples on the first axis."""
+    return {
+        spec.name: np.concatenate([call[i] if spec.has_batch else np.asarray(call[i])[None] for call in calls])
+        for i, spec in enumerate(signature.outputs)
+    }
+
+
+def batched(signature: Signature) -> bool:
+    """Whether one call can take many samples: every input and output stacks them."""
+    return all(spec.has_batch for spec in (*signature.inputs, *signature.outputs))
+
+
+def stack_ones(signature: Signature) -> Signature:
+    """The signature with a batch axis where every input and output leads with 1: such a model is called once a sample."""
+    tensors = (*signature.inputs, *signature.outputs)
+    if not all(spec.shape and spec.shape[0] in {1, BATCH} for spec in tensors):
+        return signature
+    inputs, outputs = (
+        tuple(msgspec.structs.replace(spec, shape=(BATCH, *spec.shape[1:])) for spec in specs)
+        for specs in (signature.inputs, signature.outputs)
+    )
+    return Signature(inputs, outputs)
+
+
+def identity(path: Path) -> tuple[str, int]:
+    """(sha256, bytes) of a file, or of a folder by its sorted relative names and their digests."""
+    if path.is_file():
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest(), path.stat().st_size
+    total, listing = 0, hashlib.sha256()
+    for file_path in sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix()):
+        inner, size = identity(file_path)
+        listing.update(f"{file_path.relative_to(path).as_posix()}\0{inner}\n".encode())
+        total += size
+    return listing.hexdigest(), total
+
+
+def refuse_non_finite(weights: Iterable[tuple[str, Array]]) -> None:
+    """Raises:
+    ModelError: a weight holds NaN or infinity; the tensor is named.
+    """
+    for name, values in weights:
+        if not np.issubdtype(values.dtype, np.inexact):
+            continue
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise ModelError(
+                f"weight {name!r} holds NaN or infinity in {bad} of {math.prod(values.shape)} values",
+                hint="export a checkpoint from before training diverged",
+            )

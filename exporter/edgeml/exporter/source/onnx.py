@@ -1,0 +1,230 @@
+"""ONNX sources: checked before they are believed, run by the device's own engine for the reference.
+
+An ONNX file may name other files for its tensors and promise any size; both are looked at before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.exporter.source.model import (
+    SourceModel,
+    SourceRef,
+    batched,
+    feed,
+    gather,
+    identity,
+    refuse_non_finite,
+    stack_ones,
+)
+from edgeml.exporter.source.torch import TorchModel
+from edgeml.runtime.backends import Array, EngineOptions, opener
+from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
+from edgeml.wire.manifest import BATCH, Signature, TensorSpec
+
+CHUNK: Final = 64  # samples a call of the reference
+LIMIT_BYTES: Final = 2**31 - 1  # protobuf's own
+LABEL_KEYS: Final = ("labels", "classes", "names")
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """A checked graph, its own tensor names as the signature."""
+
+    signature: Signature
+    proto: Any
+    any_batch: bool
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("onnx", "export") from error
+    return onnx
+
+
+@functools.lru_cache(maxsize=1)
+def load(source: SourceRef) -> OnnxModel:
+    """Read and check a graph.
+
+    Raises:
+        ModelError: damaged, hostile, or with weights that are not finite.
+    """
+    onnx = _onnx()
+    path = Path(source.path)
+    if path.stat().st_size > LIMIT_BYTES:
+        raise ModelError(f"{path.name!r} is too large", expected=f"at most {LIMIT_BYTES} bytes", got=str(path.stat().st_size))
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:
+        raise ModelError(f"{path.name!r} is not an ONNX model: truncated or damaged", hint="fetch or save it again") from error
+    if not proto.graph.node:
+        raise ModelError(f"{path.name!r} holds no graph", hint="fetch or save it again")
+    _take_in_external(onnx, proto, path.parent)
+    try:
+        _check_sizes(onnx, proto)
+        onnx.checker.check_model(proto)
+        refuse_non_finite((t.name, onnx.numpy_helper.to_array(t)) for t in proto.graph.initializer)
+    except EdgemlError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path.name!r} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
+    known = {tensor.name for tensor in proto.graph.initializer}
+    inputs = tuple(_spec(onnx, value) for value in proto.graph.input if value.name not in known)
+    if not inputs:
+        raise UnsupportedError(f"{path.name!r} takes no input")
+    signature = _name_batch(Signature(inputs, tuple(_spec(onnx, value) for value in proto.graph.output)))
+    return OnnxModel(stack_ones(signature), proto, batched(signature))
+
+
+def _take_in_external(onnx: Any, proto: Any, folder: Path) -> None:
+    """Read tensors kept in other files, if those lie beside the model."""
+    root = folder.resolve()
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # noqa: SLF001 - the library offers no public walk
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        name = PurePosixPath(place.get("location", ""))
+        target = root / name
+        if name.is_absolute() or ".." in name.parts or target.is_symlink() or not target.resolve().is_relative_to(root):
+            raise ModelError(f"tensor {tensor.name!r} lies outside the model's folder", got=repr(str(name)), hint="refused")
+        if not target.is_file():
+            raise ModelError(f"tensor {tensor.name!r} is in a file that is missing: {str(name)!r}", hint="copy it beside the model")
+        if int(place.get("offset", 0)) + int(place.get("length", 0)) > target.stat().st_size:
+            raise ModelError(f"tensor {tensor.name!r} reaches beyond {str(name)!r}", hint="the file is truncated")
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(root))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _check_sizes(onnx: Any, proto: Any) -> None:
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # noqa: SLF001 - as above
+        if not tensor.HasField("raw_data"):
+            continue
+        if any(axis < 0 for axis in tensor.dims):
+            raise ModelError(f"tensor {tensor.name!r} has a negative size")
+        bits = 4 if tensor.data_type in _HALF_BYTES(onnx) else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        want = (math.prod(tensor.dims) * bits + 7) // 8
+        if want != len(tensor.raw_data):
+            raise ModelError(f"tensor {tensor.name!r}", expected=f"{want} bytes", got=str(len(tensor.raw_data)))
+
+
+def _HALF_BYTES(onnx: Any) -> set[int]:  # noqa: N802 - a constant that needs the library
+    return {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+
+
+def _spec(onnx: Any, value: Any) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        raise UnsupportedError(f"{value.name!r} is not a tensor", hint="export the model without sequences and maps")
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    if not tensor.HasField("shape"):
+        raise UnsupportedError(f"{value.name!r} has no declared shape", hint="run onnx.shape_inference first")
+    sizes: list[int | str] = [
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or f"{value.name}_{axis}")
+        for axis, dim in enumerate(tensor.shape.dim)
+    ]
+    try:
+        return msgspec.convert({"name": value.name, "dtype": dtype, "shape": sizes}, TensorSpec)
+    except msgspec.ValidationError as error:
+        raise UnsupportedError(f"{value.name!r} holds {dtype}", hint="export the model with numeric tensors only") from error
+
+
+def _name_batch(signature: Signature) -> Signature:
+    """Call the free first axis `batch` if every input has one."""
+    if not all(spec.shape and isinstance(spec.shape[0], str) for spec in signature.inputs):
+        return signature
+
+    def renamed(spec: TensorSpec) -> TensorSpec:
+        free = bool(spec.shape) and isinstance(spec.shape[0], str)
+        return msgspec.structs.replace(spec, shape=(BATCH, *spec.shape[1:])) if free else spec
+
+    return Signature(tuple(map(renamed, signature.inputs)), tuple(map(renamed, signature.outputs)))
+
+
+def as_module(source: SourceRef) -> TorchModel:
+    """The graph as a torch module, by our own importer, so that torch's converters take it."""
+    import torch
+
+    from edgeml.exporter.importer import to_torch
+
+    model = load(source)
+    sizes = [_sizes(spec) for spec in model.signature.inputs]
+    examples = tuple(
+        torch.zeros(size, dtype=getattr(torch, spec.dtype)) for size, spec in zip(sizes, model.signature.inputs, strict=True)
+    )
+    return TorchModel(model.signature, _TupleOf(to_torch(model.proto)), examples, model.any_batch)
+
+
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    if spec.has_batch:
+        return (1, *_sizes(msgspec.structs.replace(spec, shape=spec.shape[1:])))
+    free = [size for size in spec.shape if isinstance(size, str)]
+    if free:
+        raise UnsupportedError(f"input {spec.name!r} has free axes {free}", hint="fix every axis but the batch before export")
+    return tuple(size for size in spec.shape if isinstance(size, int))
+
+
+def _TupleOf(module: Any) -> Any:  # noqa: N802 - makes a module, named like one
+    import torch
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            result = self.inner(*tensors)
+            if isinstance(result, torch.Tensor):
+                return (result,)
+            return tuple(result.values()) if isinstance(result, dict) else tuple(result)
+
+    return Flat().eval()
+
+
+def describe(source: dict[str, Any]) -> Any:
+    """Job: `SourceModel` of a `SourceRef`, both as JSON-able values."""
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
+    digest, size = identity(Path(ref.path))
+    metadata = {entry.key: entry.value for entry in model.proto.metadata_props}
+    described = SourceModel(
+        ref.kind, model.signature, digest, size, _labels(metadata), metadata, {"onnx": version("onnx"), "onnxruntime": version("onnxruntime")}
+    )
+    return msgspec.to_builtins(described)
+
+
+def _labels(metadata: dict[str, str]) -> tuple[str, ...]:
+    for key in LABEL_KEYS:
+        try:
+            value = json.loads(metadata.get(key, ""))
+        except ValueError:
+            continue
+        if isinstance(value, list):
+            return tuple(map(str, value))
+        if isinstance(value, dict):
+            return tuple(str(item) for item in value.values())
+    return ()
+
+
+def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+    """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
+    model = load(msgspec.convert(source, SourceRef))
+    backend = opener("onnx")(model.proto.SerializeToString(), EngineOptions(threads=1, kernels="exact"))
+    samples = np.load(inputs, allow_pickle=False)
+    by_name: dict[str, Array] = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    count = CHUNK if model.any_batch else 1
+    calls = []
+    for start in range(0, len(next(iter(by_name.values()))), count):
+        calls.append(backend.run([feed(by_name[spec.name], spec, start, count) for spec in model.signature.inputs]))
+    np.savez(outputs, **gather(calls, model.signature))  # type: ignore[arg-type]  # numpy types savez's keywords as its own flag

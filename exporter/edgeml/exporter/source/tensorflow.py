@@ -1,0 +1,243 @@
+"""Keras and SavedModel sources: loaded with the Keras that wrote them, and frozen to one graph that every converter takes.
+
+Runs in the TensorFlow worker. `.h5` files of Keras 1 and 2 load with tf_keras, `.keras` and Keras 3's `.h5` with Keras 3.
+A frozen graph has its weights as constants, so no converter can leave a variable unresolved.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.exporter.source.model import SourceModel, SourceRef, batched, feed, gather, identity, refuse_non_finite, stack_ones
+from edgeml.runtime.backends import Array
+from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
+from edgeml.wire.manifest import BATCH, Signature, TensorSpec
+
+CHUNK: Final = 64  # samples a call of the reference
+CODE_LAYERS: Final = frozenset({"Lambda", "TFOpLambdaCode"})
+TOUCHES_MACHINE: Final = frozenset(
+    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "ReadFileV2", "PrintV2"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TfModel:
+    """A loaded model: `call` takes tensors in the signature's order and gives tensors in its order."""
+
+    signature: Signature
+    call: Callable[[Sequence[Any]], Sequence[Any]]
+    weights: tuple[tuple[str, Array], ...]
+    any_batch: bool
+
+
+def _tensorflow() -> Any:
+    try:
+        import tensorflow
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tensorflow", "keras") from error
+    return tensorflow
+
+
+@functools.lru_cache(maxsize=1)
+def load(source: SourceRef) -> TfModel:
+    """Load a source.
+
+    Raises:
+        ModelError: damaged, or it would run code and is not trusted.
+        UnsupportedError: a layer or form that cannot be loaded.
+    """
+    tensorflow = _tensorflow()
+    tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+    tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+    try:
+        model = _load_saved(source) if source.kind == "savedmodel" else _load_keras(source)
+    except EdgemlError:
+        raise
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    refuse_non_finite(model.weights)
+    return model
+
+
+def _unreadable(source: SourceRef, error: Exception) -> EdgemlError:
+    text = " ".join(str(error).split())
+    if "Unknown layer" in text or "Could not locate class" in text:
+        return UnsupportedError(
+            f"{Path(source.path).name!r} has a layer that Keras does not know: {text[:200]}",
+            hint="export it as a SavedModel (model.export), which needs no class",
+        )
+    return ModelError(f"{Path(source.path).name!r} cannot be loaded: {type(error).__name__}: {text[:200]}")
+
+
+def _load_keras(source: SourceRef) -> TfModel:
+    config, written_by = _keras_config(source)
+    if not source.trust and (layers := _code_layers(config)):
+        raise ModelError(
+            f"layer {layers[0]!r} is a Lambda: loading it runs code from the file", hint="pass --trust if you wrote the file"
+        )
+    try:
+        if source.kind == "keras-h5" and not written_by.startswith("3"):
+            import tf_keras as keras
+        else:
+            import keras
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "keras", "keras") from error
+    model = keras.models.load_model(source.path, compile=False, safe_mode=not source.trust)
+    if not getattr(model, "inputs", None):
+        raise UnsupportedError("a Keras model without declared inputs", hint="save it with model.export() as a SavedModel")
+    inputs = tuple(_spec(_plain(tensor.name), tensor.shape, tensor.dtype) for tensor in model.inputs)
+    names = [str(name) for name in getattr(model, "output_names", None) or [_plain(t.name) for t in model.outputs]]
+    outputs = tuple(_spec(name, t.shape, t.dtype) for name, t in zip(_distinct(names), model.outputs, strict=True))
+
+    def call(tensors: Sequence[Any]) -> Sequence[Any]:
+        given = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
+        return [given[name] for name in given] if isinstance(given, dict) else _flat(given)
+
+    signature = Signature(inputs, outputs)
+    any_batch = batched(signature)
+    weights = tuple((str(getattr(w, "path", w.name)), np.asarray(w.numpy())) for w in model.weights)
+    return TfModel(stack_ones(signature), call, weights, any_batch)
+
+
+def _keras_config(source: SourceRef) -> tuple[dict[str, Any], str]:
+    """(architecture, Keras version) without running anything from the file."""
+    if source.kind == "keras":
+        with zipfile.ZipFile(source.path) as archive:
+            written_by = json.loads(archive.read("metadata.json")).get("keras_version", "3")
+            return json.loads(archive.read("config.json")), str(written_by)
+    import h5py
+
+    with h5py.File(source.path, "r") as file:
+        text = file.attrs.get("model_config")
+        if text is None:
+            raise ModelError(
+                f"{Path(source.path).name!r} holds weights without an architecture", hint="save the whole model: model.save(...)"
+            )
+        return json.loads(text), str(file.attrs.get("keras_version", "2"))
+
+
+def _code_layers(config: object) -> list[str]:
+    """Names of layers whose configuration carries code."""
+    if isinstance(config, list):
+        return [name for item in config for name in _code_layers(item)]
+    if not isinstance(config, dict):
+        return []
+    own: list[str] = []
+    if config.get("class_name") in CODE_LAYERS:
+        own = [str((config.get("config") or {}).get("name", "lambda"))]
+    return own + [name for value in config.values() for name in _code_layers(value)]
+
+
+def _load_saved(source: SourceRef) -> TfModel:
+    tensorflow = _tensorflow()
+    loaded = tensorflow.saved_model.load(source.path)
+    signatures = dict(loaded.signatures)
+    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    if name is None or (name != "serving_default" and len(signatures) > 1):
+        raise UnsupportedError(
+            "a SavedModel without a default signature", expected="'serving_default'", got=", ".join(sorted(signatures)) or "none"
+        )
+    function = signatures[name]
+    if not source.trust and (touching := _machine_ops(function)):
+        raise ModelError(f"operator {touching!r} reads files or runs code", hint="pass --trust if you made the model")
+    _, named = function.structured_input_signature
+    inputs = tuple(_spec(key, spec.shape, spec.dtype) for key, spec in named.items())
+    outputs = tuple(_spec(key, spec.shape, spec.dtype) for key, spec in function.structured_outputs.items())
+
+    def call(tensors: Sequence[Any]) -> Sequence[Any]:
+        given = function(**{spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=True)})
+        return [given[spec.name] for spec in outputs]
+
+    call.owner = loaded  # type: ignore[attr-defined]  # TensorFlow frees the variables with their owner
+    signature = Signature(inputs, outputs)
+    any_batch = batched(signature)
+    weights = tuple((variable.name, np.asarray(variable.numpy())) for variable in function.variables)
+    return TfModel(stack_ones(signature), call, weights, any_batch)
+
+
+def _machine_ops(function: Any) -> str | None:
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return next((node.op for node in nodes if node.op in TOUCHES_MACHINE), None)
+
+
+def _plain(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+
+
+def _flat(given: Any) -> list[Any]:
+    return [tensor for item in given for tensor in _flat(item)] if isinstance(given, (list, tuple)) else [given]
+
+
+def _spec(name: str, shape: Any, dtype: Any) -> TensorSpec:
+    sizes: list[int | str] = [
+        size if size is not None else (BATCH if axis == 0 else f"{name}_{axis}") for axis, size in enumerate(tuple(shape))
+    ]
+    word = dtype if isinstance(dtype, str) else dtype.name
+    layout = "NHWC" if len(sizes) == 4 else None  # Keras' and TensorFlow's only layout for convolutions on a CPU
+    return msgspec.convert({"name": name, "dtype": word, "shape": sizes, "layout": layout}, TensorSpec)
+
+
+def frozen(source: SourceRef, batch: int | None) -> Any:
+    """The model as one ConcreteFunction without variables, for `batch` samples (`None`: any number).
+
+    Inputs bear the signature's names; outputs are `Identity`, `Identity_1`, … in the signature's order.
+    """
+    tensorflow = _tensorflow()
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    model = load(source)
+    specs = [
+        tensorflow.TensorSpec([_size(size, batch) for size in spec.shape], spec.dtype, name=spec.name)
+        for spec in model.signature.inputs
+    ]
+    function = tensorflow.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
+    return convert_variables_to_constants_v2(function.get_concrete_function(*specs))
+
+
+def _size(size: int | str, batch: int | None) -> int | None:
+    if size == BATCH:
+        return batch
+    if isinstance(size, int):
+        return size
+    raise UnsupportedError(f"input axis {size!r} has no fixed size", hint="fix every axis but the batch before export")
+
+
+def describe(source: dict[str, Any]) -> Any:
+    """Job: `SourceModel` of a `SourceRef`, both as JSON-able values."""
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
+    digest, size = identity(Path(ref.path))
+    libraries = {"tensorflow": version("tensorflow")}
+    if ref.kind != "savedmodel":
+        libraries |= {"keras": version("keras"), "tf_keras": version("tf_keras")}
+    return msgspec.to_builtins(SourceModel(ref.kind, model.signature, digest, size, libraries=libraries))
+
+
+def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+    """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
+    tensorflow = _tensorflow()
+    model = load(msgspec.convert(source, SourceRef))
+    samples = np.load(inputs, allow_pickle=False)
+    feeds = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    count = CHUNK if model.any_batch else 1
+    function = tensorflow.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
+    calls = []
+    for start in range(0, len(next(iter(feeds.values()))), count):
+        tensors = [tensorflow.constant(feed(feeds[spec.name], spec, start, count)) for spec in model.signature.inputs]
+        calls.append([np.asarray(tensor) for tensor in function(*tensors)])
+    np.savez(outputs, **gather(calls, model.signature))

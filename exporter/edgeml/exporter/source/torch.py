@@ -1,0 +1,275 @@
+"""PyTorch sources: a factory in a Python file, a `torch.export` program, TorchScript, or an imported ONNX graph.
+
+Runs in the torch worker. A factory returns a module, or (module, example inputs); without examples the shapes come from the
+samples given for calibration. Axis 0 is a batch only if running with two and with three samples says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.exporter.source.model import (
+    SourceModel,
+    SourceRef,
+    batched,
+    feed,
+    gather,
+    identity,
+    refuse_non_finite,
+    stack_ones,
+)
+from edgeml.runtime.backends import Array
+from edgeml.wire.canonical import encode_json, sha256_hex
+from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, PlanError, UnsupportedError
+from edgeml.wire.manifest import BATCH, Signature, TensorSpec
+
+CHUNK: Final = 64  # samples a call of the reference
+PROBES: Final = (2, 3)  # batch sizes that show which axes grow
+
+
+@dataclass(frozen=True, slots=True)
+class TorchModel:
+    """`module` takes tensors in the signature's order and gives a tuple in its order; `examples` hold one sample each."""
+
+    signature: Signature
+    module: Any
+    examples: tuple[Any, ...]
+    any_batch: bool
+
+    def example(self, count: int) -> tuple[Any, ...]:
+        """The example inputs, with `count` samples where the signature stacks them."""
+        return tuple(
+            tensor.repeat(count, *[1] * (tensor.ndim - 1)) if spec.has_batch else tensor
+            for tensor, spec in zip(self.examples, self.signature.inputs, strict=True)
+        )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch", "export") from error
+    torch.set_num_threads(1)
+    return torch
+
+
+@functools.lru_cache(maxsize=1)
+def load(source: SourceRef) -> TorchModel:
+    """Load a source.
+
+    Raises:
+        ModelError: damaged, raising, or it would run code and is not trusted.
+        PlanError: nothing says what shape the inputs have.
+    """
+    torch = _torch()
+    torch.manual_seed(source.seed)
+    if source.kind == "onnx":
+        from edgeml.exporter.source.onnx import as_module
+
+        return as_module(source)
+    try:
+        module, examples = _open(torch, source)
+        refuse_non_finite(_weights(module))
+        return describe_module(module, examples)
+    except EdgemlError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(f"{Path(source.path).name!r} cannot be loaded: {type(error).__name__}: {text}") from error
+
+
+def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
+    if source.kind == "torch":
+        return _from_factory(torch, source)
+    if source.kind == "torch-pt2":
+        program = torch.export.load(source.path)
+        arguments, keywords = program.example_inputs or ((), {})
+        return program.module(), (*arguments, *keywords.values())
+    if not source.trust:
+        raise ModelError(
+            f"{Path(source.path).name!r} is a pickle: loading it may run code",
+            hint="pass --trust if you wrote it, or save it with torch.export.save(…, 'model.pt2')",
+        )
+    try:
+        module = torch.jit.load(source.path, map_location="cpu")
+    except RuntimeError:
+        module = torch.load(source.path, map_location="cpu", weights_only=False)
+    if not isinstance(module, torch.nn.Module):
+        raise UnsupportedError(
+            f"{Path(source.path).name!r} holds a {type(module).__name__}, not a module", hint="give file.py:factory that builds it"
+        )
+    return module.eval(), _examples_from(torch, module, source)
+
+
+def _from_factory(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
+    path = Path(source.path).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"  # noqa: PT018 - one fact, two halves
+    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = code
+    spec.loader.exec_module(code)
+    factory = code.__dict__.get(source.factory or "")
+    if not callable(factory):
+        raise ModelError(f"{path.name!r} has no function {source.factory!r}")
+    made = factory()
+    module, examples = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"{source.factory!r} built the wrong thing", expected="a torch.nn.Module", got=type(module).__name__)
+    module = module.eval()
+    if examples is None:
+        return module, _examples_from(torch, module, source)
+    return module, tuple(examples.values()) if isinstance(examples, Mapping) else _as_tuple(examples)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _examples_from(torch: Any, module: Any, source: SourceRef) -> tuple[Any, ...]:
+    """One sample per input, batch axis included, from the samples the user gave."""
+    if source.example is None:
+        raise PlanError("no shape of the inputs is known", hint="return (module, example_inputs) from the factory, or give --calib")
+    names = _parameters(module)
+    with np.load(source.example, allow_pickle=False) as samples:
+        arrays = [samples[name] for name in names if name in samples.files]
+        if not arrays and "x" in samples.files:
+            arrays = [samples["x"]]
+    if not arrays:
+        raise PlanError("no sample array is named after an input", expected=", ".join(names) or "x")
+    return tuple(torch.from_numpy(np.ascontiguousarray(_single(array[:1]))) for array in arrays)
+
+
+def _single(sample: Array) -> Array:
+    return sample.astype(np.float32) if sample.dtype.kind == "f" else sample
+
+
+def _parameters(module: Any) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds and p.name != "self"]
+    except (TypeError, ValueError):
+        return []
+
+
+def _weights(module: Any) -> list[tuple[str, Array]]:
+    return [(name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items() if hasattr(tensor, "detach")]
+
+
+def describe_module(module: Any, examples: tuple[Any, ...], names: Sequence[str] = ()) -> TorchModel:
+    """Find the contract of a module by running it.
+
+    Raises:
+        UnsupportedError: inputs or outputs that are not tensors.
+    """
+    torch = _torch()
+    if not examples or not all(isinstance(tensor, torch.Tensor) for tensor in examples):
+        raise UnsupportedError("inputs that are not tensors", hint="return (module, tuple of tensors) from the factory")
+    input_names = list(names) or _parameters(module)[: len(examples)]
+    if len(input_names) < len(examples):
+        input_names = ["x"] if len(examples) == 1 else [f"x{index}" for index in range(len(examples))]
+    flat, output_names = _flatten(torch, module, examples)
+    one = tuple(tensor[:1] if _stacks(tensor, examples) else tensor for tensor in examples)
+    grown = _grown_shapes(torch, flat, examples)
+    with torch.no_grad():
+        outputs = flat(*(one if grown else examples))
+    inputs = tuple(_spec(name, tensor, stacks=bool(grown) and _stacks(tensor, examples)) for name, tensor in zip(input_names, examples, strict=True))
+    given = tuple(_spec(name, tensor, stacks=name in grown) for name, tensor in zip(output_names, outputs, strict=True))
+    signature = Signature(inputs, given)
+    return TorchModel(stack_ones(signature), flat, one if grown else examples, batched(signature))
+
+
+def _stacks(tensor: Any, examples: tuple[Any, ...]) -> bool:
+    return bool(tensor.ndim) and bool(examples[0].ndim) and bool(tensor.shape[0] == examples[0].shape[0])
+
+
+def _flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """The module with a tuple of tensors for an output, and their names."""
+    with torch.no_grad():
+        given = module(*examples)
+    if isinstance(given, Mapping):
+        names = [str(name) for name in given]
+    elif isinstance(given, torch.Tensor):
+        names = ["output"]
+    else:
+        names = [f"output_{index}" for index in range(len(given))]
+
+    class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is Any at this seam
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            result = self.inner(*tensors)
+            if isinstance(result, torch.Tensor):
+                return (result,)
+            return tuple(result.values()) if isinstance(result, Mapping) else tuple(result)
+
+    flat = Flat()
+    flat.training = False
+    return flat, names
+
+
+def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
+    """Names of the outputs whose first axis follows the batch; empty if the module takes only one batch size."""
+    _, names = _flatten(torch, flat.inner, examples)
+    seen = []
+    for count in PROBES:
+        fed = [
+            tensor[:1].repeat(count, *[1] * (tensor.ndim - 1)) if _stacks(tensor, examples) else tensor for tensor in examples
+        ]
+        try:
+            with torch.no_grad():
+                seen.append([tuple(tensor.shape) for tensor in flat(*fed)])
+        except Exception:  # noqa: BLE001 - whatever it raises, it does not take this batch
+            return set()
+    pairs = zip(names, *seen, strict=True)
+    return {name for name, two, three in pairs if two and (two[0], three[0]) == PROBES}
+
+
+def _spec(name: str, tensor: Any, *, stacks: bool) -> TensorSpec:
+    sizes: list[int | str] = [int(size) for size in tensor.shape]
+    if stacks:
+        sizes[0] = BATCH
+    layout = "NCHW" if len(sizes) == 4 else None
+    word = str(tensor.dtype).removeprefix("torch.")
+    return msgspec.convert({"name": name, "dtype": word, "shape": sizes, "layout": layout}, TensorSpec)
+
+
+def describe(source: dict[str, Any]) -> Any:
+    """Job: `SourceModel` of a `SourceRef`. A factory's identity is its file together with the weights it loads."""
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
+    digest, size = identity(Path(ref.path))
+    if ref.kind == "torch":
+        state = {name: sha256_hex(np.ascontiguousarray(values).tobytes()) for name, values in _weights(model.module)}
+        digest = sha256_hex(encode_json({"file": digest, "state": state}))
+    return msgspec.to_builtins(SourceModel(ref.kind, model.signature, digest, size, libraries={"torch": version("torch")}))
+
+
+def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+    """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
+    torch = _torch()
+    model = load(msgspec.convert(source, SourceRef))
+    samples = np.load(inputs, allow_pickle=False)
+    feeds = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    count = CHUNK if model.any_batch else 1
+    calls = []
+    with torch.no_grad():
+        for start in range(0, len(next(iter(feeds.values()))), count):
+            tensors = [
+                torch.from_numpy(np.ascontiguousarray(feed(feeds[spec.name], spec, start, count))) for spec in model.signature.inputs
+            ]
+            calls.append([tensor.numpy() for tensor in model.module(*tensors)])
+    np.savez(outputs, **gather(calls, model.signature))  # type: ignore[arg-type]  # numpy types savez's keywords as its own flag
