@@ -28,8 +28,8 @@ class RawTensor:
 class EngineOptions:
     """How to run a model.
 
-    `kernels` picks among an engine's own kernels: `default` is what devices use, `reference` the plain ones, `exact` the default
-    ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI).
+    `kernels` picks among an engine's own kernels: `default` is what devices use, `reference` the plain ones, `exact` the fast
+    ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI), `stock` what the engine takes if not told.
     """
 
     threads: int = 1

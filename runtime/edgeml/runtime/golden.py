@@ -1,0 +1,116 @@
+"""Run a bundle's golden vectors on this machine: the evidence of the export, measured again before a model serves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from edgeml.runtime.backends import Array
+from edgeml.runtime.bundle import Bundle
+from edgeml.runtime.contract import label
+from edgeml.runtime.session import Session
+from edgeml.wire.errors import SelfTestError
+from edgeml.wire.manifest import BATCH, Artifact, GoldenOutput, TensorSpec
+
+_WAY_OUT: Final = "this machine's engine does not compute what was exported; try another format or precision"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputResult:
+    """One output over all golden samples: the largest |got - expected| and what it was held to."""
+
+    name: str
+    max_abs: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenResult:
+    """A self-test that passed. `samples` is 0 where the artifact carries no golden vectors."""
+
+    artifact: str
+    samples: int
+    outputs: tuple[OutputResult, ...]
+    agreement: float
+    least_agreement: float
+
+
+def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenResult:
+    """Feed every golden sample and compare each output.
+
+    Raises:
+        SelfTestError: a non-finite output, a value outside its tolerance, or too few samples of the expected class; names the
+            artifact, the output, the sample, got and limit.
+        BundleError: a golden blob changed since the bundle was opened.
+    """
+    where = f"artifact {label(artifact)}"
+    golden = artifact.golden
+    if golden is None or not bundle.manifest.golden_inputs:
+        return GoldenResult(label(artifact), 0, (), 1.0, 0.0)
+    signature = bundle.manifest.signature
+    inputs = {tensor.name: bundle.tensor(tensor) for tensor in bundle.manifest.golden_inputs}
+    expected = {output.expected.name: bundle.tensor(output.expected) for output in golden.outputs}
+    samples = bundle.manifest.golden_inputs[0].shape[0]
+    worst = {output.expected.name: 0.0 for output in golden.outputs}
+    ranked = bundle.manifest.post.output if bundle.manifest.post else signature.outputs[0].name
+    agreeing = 0
+    for sample in range(samples):
+        feed = {spec.name: sample_as(spec, inputs[spec.name][sample]) for spec in signature.inputs}
+        got = session.run(feed)
+        for output in golden.outputs:
+            name = output.expected.name
+            difference = _compare(where, output, sample, got[name], expected[name][sample])
+            worst[name] = max(worst[name], difference)
+        agreeing += int(np.argmax(got[ranked]) == np.argmax(expected[ranked][sample]))
+    agreement = agreeing / samples
+    if agreement < golden.least_agreement:
+        raise SelfTestError(
+            f"{where}: golden samples of the expected class in output {ranked!r}",
+            expected=f"at least {golden.least_agreement:.4g} of {samples}",
+            got=f"{agreement:.4g}",
+            hint=_WAY_OUT,
+        )
+    outputs = tuple(OutputResult(o.expected.name, worst[o.expected.name], o.tolerance) for o in golden.outputs)
+    return GoldenResult(label(artifact), samples, outputs, agreement, golden.least_agreement)
+
+
+def sample_as(spec: TensorSpec, sample: Array) -> Array:
+    """One stored sample with every axis of the signature: a sample is kept without its batch axis of 1."""
+    if sample.ndim == len(spec.shape):
+        return np.ascontiguousarray(sample)
+    shape = tuple(1 if axis == BATCH else axis for axis in spec.shape)
+    if all(isinstance(axis, int) for axis in shape) and math.prod(int(axis) for axis in shape) == sample.size:
+        return np.ascontiguousarray(sample).reshape([int(axis) for axis in shape])
+    return np.ascontiguousarray(sample)[None]
+
+
+def _compare(where: str, output: GoldenOutput, sample: int, got: Array, expected: Array) -> float:
+    """The largest |got - expected| of one sample."""
+    name = output.expected.name
+    if got.size != expected.size:
+        raise SelfTestError(
+            f"{where}: output {name!r} of golden sample {sample}",
+            expected=f"{expected.size} values",
+            got=str(got.size),
+            hint=_WAY_OUT,
+        )
+    real = got.astype(np.float64).ravel()
+    if not np.isfinite(real).all():
+        raise SelfTestError(
+            f"{where}: output {name!r} of golden sample {sample} is not finite",
+            expected="finite values",
+            got=str(real[~np.isfinite(real)][0]),
+            hint=_WAY_OUT,
+        )
+    difference = float(np.abs(real - expected.astype(np.float64).ravel()).max(initial=0.0))
+    if not difference <= output.tolerance:  # NaN in the expected values is a miss too
+        raise SelfTestError(
+            f"{where}: output {name!r} of golden sample {sample} is off",
+            expected=f"at most {output.tolerance:.6g} from the exported value",
+            got=f"{difference:.6g}",
+            hint=_WAY_OUT,
+        )
+    return difference

@@ -1,0 +1,203 @@
+"""A model ready to answer: the best artifact of a bundle, checked, self-tested and warm."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import numpy as np
+
+from edgeml.runtime.backends import Array, EngineOptions
+from edgeml.runtime.bundle import Bundle, open_bundle
+from edgeml.runtime.choose import choose, this_board
+from edgeml.runtime.golden import GoldenResult, sample_as
+from edgeml.runtime.golden import self_test as run_self_test
+from edgeml.runtime.session import Session, open_session
+from edgeml.wire.errors import EngineError
+from edgeml.wire.manifest import BATCH, Artifact, Format, Manifest, PostProcessing, Precision
+
+WARM_RUNS: Final = 2  # the first run allocates, the second shows that it is over
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer.
+
+    `label`, `class_index` and `score` are of the output that the manifest's post-processing names: `None` for tasks without
+    classes and for several samples in one call. `fallback` says why the answer did not come from where it was wanted first.
+    """
+
+    outputs: dict[str, Array]
+    label: str | None
+    class_index: int | None
+    score: float | None
+    source: Literal["device", "cloud"]
+    latency_s: float
+    model: str
+    version: str
+    request_id: str
+    fallback: str | None = None
+
+
+class Model:
+    """A loaded bundle. Thread-safe; a context manager that frees the engine.
+
+    `reason` says why this artifact was picked, `golden` what the self-test found (`None` if it was left out).
+    """
+
+    def __init__(self, manifest: Manifest, session: Session, *, reason: str = "", golden: GoldenResult | None = None) -> None:
+        self.manifest = manifest
+        self.session = session
+        self.artifact: Artifact = session.artifact
+        self.name: str = manifest.name
+        self.version: str = manifest.version
+        self.digest = manifest.digest
+        self.reason = reason
+        self.golden = golden
+        self._reader = AnswerReader(manifest)
+
+    def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+        """Answer on this device.
+
+        Raises:
+            InputError: the inputs do not fit the signature.
+            EngineError: the engine failed, or gave values that are not finite.
+        """
+        started = time.perf_counter()
+        outputs = self.session.run(inputs)
+        class_index, label, score = self._reader.read(outputs)
+        latency_s = time.perf_counter() - started
+        identifier = new_request_id() if request_id is None else request_id
+        return Result(outputs, label, class_index, score, "device", latency_s, self.name, self.version, identifier)
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def load(
+    path: Path | str,
+    *,
+    format: Format | None = None,  # noqa: A002 - the field's word
+    precision: Precision | None = None,
+    threads: int = 1,
+    self_test: bool = True,
+) -> Model:
+    """Open a bundle, pick the best artifact for this board, run its golden vectors, warm it up.
+
+    Raises:
+        BundleError: the bundle's bytes are not what its manifest promises.
+        UnsupportedError, MissingExtraError: nothing in it runs here.
+        SelfTestError: the artifact does not compute here what it did at export.
+        ModelError, EngineError: the engine refuses it.
+    """
+    with open_bundle(path) as bundle:
+        return load_open(bundle, format=format, precision=precision, threads=threads, self_test=self_test)
+
+
+def load_open(
+    bundle: Bundle,
+    *,
+    format: Format | None = None,  # noqa: A002 - the field's word
+    precision: Precision | None = None,
+    threads: int = 1,
+    self_test: bool = True,
+) -> Model:
+    """`load` from a bundle that is open already; it may be closed afterwards."""
+    choice = choose(bundle.manifest, this_board(), format=format, precision=precision)
+    session = open_session(bundle, choice.artifact, options=EngineOptions(threads=threads))
+    try:
+        golden = run_self_test(bundle, choice.artifact, session) if self_test else None
+        if golden is None or golden.samples < WARM_RUNS:
+            _warm(session)
+    except BaseException:
+        session.close()
+        raise
+    return Model(bundle.manifest, session, reason=choice.reason, golden=golden)
+
+
+class AnswerReader:
+    """Reads class, label and score from outputs, as the manifest's post-processing says.
+
+    score = activation(output / temperature) of the best class; with one sigmoid output p, class 1 where p >= 0.5.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._post = manifest.post if manifest.task == "classify" else None
+        self._labels = manifest.labels
+
+    def read(self, outputs: Mapping[str, Array]) -> tuple[int | None, str | None, float | None]:
+        """(class index, label, score); all `None` where the task has no classes or the call had several samples.
+
+        Raises:
+            EngineError: a value is not finite.
+        """
+        post = self._post
+        if post is None:
+            for name, array in outputs.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise _not_finite(name)
+            return None, None, None
+        values = outputs[post.output]
+        if values.ndim > 1 and values.size != values.shape[-1]:
+            if not np.isfinite(values).all():
+                raise _not_finite(post.output)
+            return None, None, None
+        index, score = _best(values.ravel(), post)
+        label = self._labels[index] if index < len(self._labels) else None
+        return index, label, score
+
+
+def new_request_id() -> str:
+    """A UUID of version 7: made on the device, sorted by time, kept through fall-back and retries (RFC 9562, 5.7)."""
+    noise = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | noise
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _best(values: Array, post: PostProcessing) -> tuple[int, float]:
+    index = int(values.argmax())  # numpy gives the first NaN, so one look at the best finds it
+    best = float(values[index])
+    if best - best != 0.0:
+        raise _not_finite(post.output)
+    if post.activation == "softmax":
+        shifted = values - values[index]
+        if post.temperature != 1.0:
+            shifted = shifted / post.temperature
+        return index, 1.0 / float(np.exp(shifted).sum())
+    if post.activation == "sigmoid":
+        share = _sigmoid(best / post.temperature)
+        if values.size == 1:
+            return (1, share) if share >= 0.5 else (0, 1.0 - share)
+        return index, share
+    return index, best
+
+
+def _sigmoid(x: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-x))) if x >= 0 else float(np.exp(x) / (1.0 + np.exp(x)))
+
+
+def _not_finite(name: str) -> EngineError:
+    return EngineError(f"output {name!r} is not finite", expected="finite values", got="NaN or infinity")
+
+
+def _warm(session: Session) -> None:
+    feed = {}
+    for spec in session.signature.inputs:
+        shape = tuple(1 if axis == BATCH or isinstance(axis, str) else axis for axis in spec.shape)
+        feed[spec.name] = sample_as(spec, np.zeros(shape, np.dtype(spec.dtype)))
+    for _ in range(WARM_RUNS):
+        session.run(feed)
