@@ -1,0 +1,226 @@
+"""Golden vectors: real samples, what each artifact answers to them, and how far a healthy board may be off.
+
+One model file gives different numbers on different kernels (LiteRT's own int8 kernels differ by up to 72 steps on one model),
+so the tolerance is measured: the artifact is run with each kernel set its engine has, and the largest difference, times `SAFETY`,
+plus two steps of the output's quantization, is what a board is allowed. A bound that wide would hide a shift of all outputs by one
+step; so the root mean square and the mean of the differences are bounded as well, each by its own envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from edgeml.exporter.parity.answers import answers
+from edgeml.exporter.parity.compare import Outputs
+from edgeml.exporter.parity.metrics import agrees, spread
+from edgeml.exporter.samples import Samples
+from edgeml.runtime.backends import Array, EngineOptions, OpenBackend
+from edgeml.runtime.session import Session
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.errors import EngineError, ParityError
+from edgeml.wire.manifest import Binding, Format, Golden, GoldenOutput, Signature, TensorBlob
+
+GOLDEN_SAMPLES: Final = 32
+KERNELS: Final[dict[Format, tuple[str, ...]]] = {
+    "tflite": ("default", "reference", "exact"),
+    "onnx": ("default", "exact", "reference"),
+    "coreml": ("default",),  # the interpreter has one set; a Mac's engine is held to FLOAT_FLOOR and HALF_FLOOR
+}
+SAFETY: Final = 1.5  # kernels of boards not at hand may be worse than those seen here; by how much is a guess
+QUANTA: Final = 2.0  # steps of the output's quantization: its own rounding, and one for the layer before
+FLOAT_FLOOR: Final = 1e-5  # of the output range: float32 engines differ by 2e-6 to 2e-5
+HALF_FLOOR: Final = 2e-2  # of the output range: the same for arithmetic in float16, which a board may choose on its own
+RMS_STEPS: Final = 0.5  # what rounding may add to the root mean square
+BIAS_STEPS: Final = 0.25  # and to the mean, where it cancels: a shift of all outputs by one step must show
+LEVELS: Final = 256  # values an 8-bit output can have
+ENVELOPE_SAMPLES: Final = 400  # reference kernels take up to 100 times as long as those of devices
+AGREEMENT_MARGIN: Final = 2  # golden samples that may flip beyond those seen to; 1 where all kernels here agree on all samples
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An artifact as it can be run: its bytes, what its tensors stand for, and the engine."""
+
+    model: bytes
+    format: Format
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    open_backend: OpenBackend
+
+    def session(self, signature: Signature, kernels: str = "default") -> Session:
+        """Loaded, behind the bundle's signature. Raises what the engine raises."""
+        return Session(signature, self.inputs, self.outputs, self.open_backend(self.model, EngineOptions(kernels=kernels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Tensors for the manifest, and the blobs (sha256 -> bytes) they name."""
+
+    tensors: tuple[TensorBlob, ...]
+    blobs: dict[str, bytes]
+
+
+def pick(samples: Samples, classes: Array | None = None, *, count: int = GOLDEN_SAMPLES, seed: int = 0) -> tuple[int, ...]:
+    """Indices of `count` samples, spread over `classes` (n,) as evenly as they allow; all of them if there are fewer.
+
+    Classes are taken in turn, within a class in an order that `seed` draws, so that the same samples give the same choice.
+    """
+    total = len(samples)
+    if total <= count:
+        return tuple(range(total))
+    order = np.random.default_rng(seed).permutation(total)
+    groups = np.zeros(total, np.int64) if classes is None else np.asarray(classes).reshape(total)
+    queues = [[int(i) for i in order if groups[i] == group] for group in np.unique(groups)]
+    chosen: list[int] = []
+    while len(chosen) < count:
+        for queue in queues:
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return tuple(sorted(chosen))
+
+
+def golden_inputs(samples: Samples, indices: Sequence[int]) -> Vectors:
+    """The picked samples as they stand in the bundle: per input (count, *sample shape)."""
+    at = list(indices)
+    return _store({name: values[at] for name, values in samples.inputs.items()})
+
+
+def make_golden(
+    file: ModelFile,
+    samples: Samples,
+    indices: Sequence[int],
+    signature: Signature,
+    *,
+    scores: str | None,
+    half: bool = False,
+) -> tuple[Golden, dict[str, bytes]]:
+    """What a board must answer to the golden samples, and the blobs that say it.
+
+    Args:
+        file: the artifact.
+        samples: all samples at hand; at most `ENVELOPE_SAMPLES` of them measure the envelope.
+        indices: the golden ones among them, as `pick` gives them.
+        signature: of the bundle.
+        scores: the output with class scores, `None` for tasks without classes.
+        half: whether arithmetic in float16 is a healthy way to run the artifact.
+
+    Raises:
+        EngineError, ModelError: the default kernels cannot run it.
+        ParityError: an output is not finite.
+    """
+    spaced = np.linspace(0, len(samples) - 1, min(ENVELOPE_SAMPLES, len(samples))).astype(int).tolist()
+    measured = sorted({*indices, *spaced})
+    by_kernels = kernel_answers(file, samples.take(measured), signature)
+    at = [measured.index(index) for index in indices]
+    return envelope(by_kernels, at, file.outputs, scores=scores, half=half)
+
+
+def kernel_answers(file: ModelFile, samples: Samples, signature: Signature) -> dict[str, dict[str, Array]]:
+    """The artifact's outputs over `samples` for each kernel set that can run it here; "default" is always there.
+
+    Raises:
+        EngineError, ModelError: the default kernels cannot run it.
+    """
+    found: dict[str, dict[str, Array]] = {}
+    for kernels in KERNELS[file.format]:
+        try:
+            with file.session(signature, kernels) as session:
+                found[kernels] = answers(session.run, samples, signature)
+        except EngineError:
+            if kernels == "default":
+                raise
+            # A kernel set that lacks an operator says nothing about the others.
+    return found
+
+
+def envelope(
+    by_kernels: Mapping[str, Outputs],
+    at: Sequence[int],
+    bindings: Sequence[Binding],
+    *,
+    scores: str | None,
+    half: bool = False,
+) -> tuple[Golden, dict[str, bytes]]:
+    """Golden outputs from what each kernel set answered (n, ...).
+
+    "default" is what devices run; `at` are the golden samples.
+    """
+    for kernels, outputs in by_kernels.items():
+        _refuse_non_finite(kernels, outputs)
+    default = by_kernels["default"]
+    others = [outputs for kernels, outputs in by_kernels.items() if kernels != "default"]
+    at, floor = list(at), HALF_FLOOR if half else FLOAT_FLOOR
+    scales = {b.name: b.quantization.scale for b in bindings if b.quantization is not None}
+    vectors = _store({name: values[at] for name, values in default.items()})
+    bounds = []
+    for tensor in vectors.tensors:
+        values = default[tensor.name]
+        step = scales.get(tensor.name) or _step(values)
+        least = floor * spread(values) if values.dtype.kind == "f" else 0.0
+        differences = [outputs[tensor.name].astype(np.float64) - values.astype(np.float64) for outputs in others]
+        bounds.append(_bounds(tensor, differences, at, step=step, floor=least))
+    agreement = _least_agreement(default[scores], [outputs[scores] for outputs in others], at, half=half) if scores else 0.0
+    return Golden(tuple(bounds), agreement), vectors.blobs
+
+
+def _step(values: Array) -> float:
+    """The quantization step of an output that comes out as float: the least gap, if so few values occur that it has one."""
+    if values.dtype.kind != "f":
+        return 0.0
+    distinct = np.unique(values)
+    if len(distinct) < 2 or len(distinct) > LEVELS or len(distinct) * 4 > values.size:
+        return 0.0
+    return float(np.diff(distinct.astype(np.float64)).min())
+
+
+def _bounds(
+    tensor: TensorBlob, differences: Sequence[Array], at: list[int], *, step: float, floor: float
+) -> GoldenOutput:
+    """Envelopes of element, root mean square and mean of the differences between kernels, each with its allowance."""
+    worst = rms = bias = 0.0
+    for difference in differences:
+        worst = max(worst, float(np.abs(difference).max()))
+        for part in (difference, difference[at]):
+            rms = max(rms, float(np.sqrt(np.mean(part**2))))
+            bias = max(bias, abs(float(part.mean())))
+    return GoldenOutput(
+        expected=tensor,
+        tolerance=_tidy(SAFETY * worst + QUANTA * step + floor),
+        rms=_tidy(SAFETY * rms + RMS_STEPS * step + floor),
+        bias=_tidy(SAFETY * bias + BIAS_STEPS * step + floor),
+    )
+
+
+def _least_agreement(default: Array, others: Sequence[Array], at: list[int], *, half: bool) -> float:
+    """The share of golden samples that must keep their class: as the worst kernels did over all samples, less a margin."""
+    shares = [float(agrees(default[part], other[part]).mean()) for other in others for part in (slice(None), at)]
+    worst = min([1.0, *shares])
+    margin = AGREEMENT_MARGIN if worst < 1.0 or half else AGREEMENT_MARGIN - 1
+    return max(0.0, (int(worst * len(at)) - margin) / len(at))
+
+
+def _store(arrays: Mapping[str, Array]) -> Vectors:
+    tensors, blobs = [], {}
+    for name, values in arrays.items():
+        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+        digest = sha256_hex(data)
+        blobs[digest] = data
+        tensors.append(TensorBlob(name, str(values.dtype), values.shape, digest, len(data)))  # type: ignore[arg-type]
+    return Vectors(tuple(tensors), blobs)
+
+
+def _refuse_non_finite(kernels: str, outputs: Outputs) -> None:
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ParityError(f"output {name!r} with {kernels} kernels", expected="finite values", got="NaN or infinity")
+
+
+def _tidy(bound: float) -> float:
+    """Six digits, rounded up: a bound in a manifest should not look more exact than it is."""
+    if bound == 0.0:
+        return 0.0
+    return float(f"{bound * (1 + 1e-6):.6g}")
