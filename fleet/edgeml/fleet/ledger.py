@@ -84,8 +84,8 @@ class TelemetrySum:
 class Order:
     """Want `target` on `device` for a rollout's sake.
 
-    `offer` and `release` (to the hold-back, at the end) record an assignment with the device's target until then as `previous`
-    (once: an assignment that exists keeps its previous and wave); `take_back` sets `taken_back_at`.
+    `offer` and `release` (to the hold-back, at the end) record an assignment with `previous`, what to go back to (once: an
+    assignment that exists keeps its wave, time and previous); `take_back` sets its `taken_back_at`.
     """
 
     device: str
@@ -94,6 +94,7 @@ class Order:
     wave: int
     kind: Literal["offer", "release", "take_back"]
     at: float
+    previous: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
