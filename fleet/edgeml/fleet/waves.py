@@ -52,9 +52,7 @@ def places(salt: str, strata: Mapping[str, Stratum]) -> dict[str, float]:
 def due(salt: str, strata: Mapping[str, Stratum], share: float, told: Collection[str]) -> Sequence[str]:
     """Devices to tell now, lowest place first, so that `share` of every stratum has been told.
 
-    Args:
-        strata: every eligible device, told or not, and its stratum.
-        told: devices that were told already; they are never due again.
+    `strata` gives every eligible device, told or not, and its stratum; those in `told` are never due again.
     """
     if not strata or share <= 0:
         return ()
