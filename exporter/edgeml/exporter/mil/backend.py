@@ -1,0 +1,73 @@
+"""The interpreter as an engine: a packed Core ML model behind the device's own backend protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from edgeml.exporter.mil.interpreter import Interpreter
+from edgeml.exporter.mil.package import MODEL, unpack_files
+from edgeml.exporter.mil.program import TensorType, read_program
+from edgeml.exporter.mil.schema import parse_model
+from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
+
+
+class MilBackend:
+    """A Core ML program that the interpreter runs; `emulated`, not what a device computes bit for bit."""
+
+    engine = "mil-interpreter"
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self.version = version("edgeml-toolkit")
+        self.interpreter = interpreter
+        self.inputs = tuple(_raw(name, kind) for name, kind in interpreter.inputs)
+        self.outputs = tuple(_raw(name, kind) for name, kind in interpreter.outputs)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once, in the order of `inputs`.
+
+        Raises:
+            EngineError: an operation failed, named.
+        """
+        named = {raw.name: value for raw, value in zip(self.inputs, inputs, strict=True)}
+        return list(self.interpreter.run(named).values())
+
+    def close(self) -> None:
+        """Nothing to give back: memory goes with the object."""
+
+
+def open_mil(model: bytes, options: EngineOptions) -> Backend:
+    """Load a packed Core ML model. `options.threads` sets torch's thread count, which is the whole process's.
+
+    Raises:
+        ModelError: not a package, or a program that contradicts itself.
+        UnsupportedError: an operation or data type the interpreter does not know, named.
+    """
+    torch.set_num_threads(options.threads)
+    return MilBackend(load_interpreter(model))
+
+
+def load_interpreter(model: bytes) -> Interpreter:
+    """The interpreter of a packed model, for those who watch its inner tensors."""
+    files = unpack_files(model)
+    return Interpreter(read_program(parse_model(files[MODEL]), files))
+
+
+def count_operations(model: bytes) -> dict[str, int]:
+    """How often each operation stands in a packed model, constants left out."""
+    program = read_program(parse_model(unpack_files(model)[MODEL]), unpack_files(model))
+    counts: dict[str, int] = {}
+    blocks = [program.body]
+    while blocks:
+        for op in blocks.pop().operations:
+            blocks.extend(op.blocks)
+            if op.type != "const":
+                counts[op.type] = counts.get(op.type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _raw(name: str, kind: TensorType) -> RawTensor:
+    return RawTensor(name, np.dtype(kind.dtype), kind.shape)
