@@ -75,6 +75,10 @@ class Model:
         identifier = new_request_id() if request_id is None else request_id
         return Result(outputs, label, class_index, score, "device", latency_s, self.name, self.version, identifier)
 
+    def read(self, outputs: Mapping[str, Array]) -> tuple[int | None, str | None, float | None]:
+        """(class index, label, score) of outputs that came from elsewhere; see `AnswerReader.read`."""
+        return self._reader.read(outputs)
+
     def close(self) -> None:
         self.session.close()
 

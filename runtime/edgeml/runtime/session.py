@@ -96,6 +96,14 @@ class Session:
                     outputs[output.name] = outputs[output.name][0]
         return outputs
 
+    def check(self, inputs: Mapping[str, Array]) -> None:
+        """Hold inputs to the signature without running.
+
+        Raises:
+            InputError: a name, dtype or shape does not fit; says expected and got.
+        """
+        self._check(inputs)
+
     def close(self) -> None:
         """Free the engine; a call in flight ends first."""
         with self._lock:

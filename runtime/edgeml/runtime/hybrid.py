@@ -1,0 +1,237 @@
+"""A model on the device with a cloud behind it: the policy decides, the device's answer is never late because of the cloud.
+
+    hybrid = Hybrid(model, CloudClient(url, model.name, model.manifest.signature), Policy(deadline_s=0.2))
+    result = hybrid.run({"audio": window})      # result.source says who answered, result.fallback why
+
+Cloud calls run in a small pool of threads and are left behind when their time is up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import numpy as np
+
+from edgeml.runtime import fallback
+from edgeml.runtime.backends import Array
+from edgeml.runtime.cloud import Answer, TooSlowError
+from edgeml.runtime.fallback import Policy, Reason, State
+from edgeml.runtime.model import Model, Result, new_request_id
+from edgeml.wire.errors import EdgemlError, InputError, LinkError, ServiceError
+from edgeml.wire.manifest import TensorSpec
+
+CLOUD_CALLS: Final = 4  # at once; a fifth is refused rather than queued behind slow ones
+_RETRY_SHARE: Final = 0.9  # while the cloud stands in, the latency estimate sinks towards this: the device is tried again
+_HEADER_BYTES: Final = 512  # about what JSON and HTTP headers add to the tensors
+
+
+class Cloud(Protocol):
+    """Something that answers like `CloudClient.infer`."""
+
+    def infer(self, inputs: Mapping[str, Array], *, request_id: str, deadline_s: float) -> Answer: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why the cloud gave nothing, in a word for counters and a sentence for people."""
+
+    word: str
+    error: EdgemlError
+
+
+class Hybrid:
+    """Runs a model with a fall-back. Thread-safe; a context manager that closes the cloud's connections, not the model.
+
+    Args:
+        model: the device's model; `replace_model` follows a hot swap.
+        cloud: the endpoint.
+        policy: when to ask it.
+        drifting: tells whether the inputs have drifted (read before every call).
+        clock: Unix seconds, for the breaker and the daily budget.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cloud: Cloud,
+        policy: Policy,
+        *,
+        drifting: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.policy = policy
+        self._model = model
+        self._cloud = cloud
+        self._drifting = drifting
+        self._clock = clock
+        self._state = State()
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(CLOUD_CALLS, thread_name_prefix="edgeml-cloud")
+        self._busy = threading.BoundedSemaphore(CLOUD_CALLS)
+        self.last_problem: str | None = None  # why the cloud last gave nothing
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def replace_model(self, model: Model) -> None:
+        """Answer with another version from the next call on."""
+        self._model = model
+
+    def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+        """Answer from the device or the cloud, as the policy says.
+
+        Raises:
+            InputError: the inputs do not fit the signature.
+            EngineError: the device failed and the cloud gave nothing (or may not be asked).
+            LinkError, ServiceError: `cloud-only`, and the cloud gave nothing.
+        """
+        identifier = new_request_id() if request_id is None else request_id
+        started = time.monotonic()
+        mode = self.policy.mode
+        if mode == "device-only":
+            return self._device(inputs, identifier)
+        if mode == "cloud-only":
+            answer = self._ask(inputs, identifier, started)
+            if isinstance(answer, _Failure):
+                raise answer.error
+            return answer
+        if mode == "prefer-cloud":
+            return self._cloud_first(inputs, identifier, started)
+        return self._device_first(inputs, identifier, started)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._cloud.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _device_first(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result:
+        early = fallback.reason_before(self.policy, self._state)
+        if early is not None:
+            answer = self._ask(inputs, identifier, started)
+            if isinstance(answer, Result):
+                self._fold(_RETRY_SHARE * self.policy.deadline_s)
+                return replace(answer, fallback=early)
+        try:
+            result = self._device(inputs, identifier)
+        except InputError:
+            raise
+        except EdgemlError:
+            answer = self._ask(inputs, identifier, started)
+            if isinstance(answer, _Failure):
+                raise
+            return replace(answer, fallback="error")
+        defer_below = self._model.manifest.post.defer_below if self._model.manifest.post else None
+        reason = fallback.reason_after(self.policy, score=result.score, least_score=defer_below, drifting=self._drifting())
+        if reason is None:
+            return result
+        answer = self._ask(inputs, identifier, started)
+        return replace(answer, fallback=reason) if isinstance(answer, Result) else result
+
+    def _cloud_first(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result:
+        answer = self._ask(inputs, identifier, started)
+        if isinstance(answer, Result):
+            return answer
+        reason: Reason = "deadline" if answer.word == "deadline" else "error"
+        return replace(self._device(inputs, identifier), fallback=reason)
+
+    def _device(self, inputs: Mapping[str, Array], identifier: str) -> Result:
+        result = self._model.run(inputs, request_id=identifier)
+        self._fold(result.latency_s)
+        return result
+
+    def _fold(self, latency_s: float) -> None:
+        with self._lock:
+            self._state = fallback.device_answered(self._state, latency_s)
+
+    def _ask(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result | _Failure:
+        """The cloud's answer, or why there is none; waits no longer than the policy leaves."""
+        answer = self._call(inputs, identifier, started)
+        self.last_problem = answer.word if isinstance(answer, _Failure) else None
+        return answer
+
+    def _call(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result | _Failure:
+        with_batch, left_out = _with_batch(inputs, self._model)
+        share_s = fallback.cloud_share_s(self._state, self.policy, time.monotonic() - started)
+        if share_s <= 0:
+            return _Failure("deadline", TooSlowError("no time is left to ask the cloud"))
+        if not self._busy.acquire(blocking=False):
+            return _Failure("busy", LinkError(f"{CLOUD_CALLS} calls to the cloud are under way"))
+        size = sum(array.nbytes for array in with_batch.values()) + _HEADER_BYTES
+        with self._lock:
+            self._state, refusal = fallback.may_ask(self._state, self.policy, self._clock(), size)
+        if refusal is not None:
+            self._busy.release()
+            return _Failure(refusal, LinkError(f"the cloud is not asked: {refusal.replace('_', ' ')}"))
+        future = self._threads.submit(self._infer, with_batch, identifier, share_s)
+        try:
+            answer = future.result(timeout=share_s)
+        except FutureTimeoutError:
+            return self._failed("deadline", TooSlowError(f"the cloud did not answer within {share_s:.3f} s"))
+        except TooSlowError as error:
+            return self._failed("deadline", error)
+        except LinkError as error:
+            return self._failed("unreachable", error)
+        except ServiceError as error:
+            return self._failed("refused", error)
+        return self._result(answer, identifier, started, left_out=left_out)
+
+    def _infer(self, inputs: Mapping[str, Array], identifier: str, share_s: float) -> Answer:
+        try:
+            return self._cloud.infer(inputs, request_id=identifier, deadline_s=share_s)
+        finally:
+            self._busy.release()
+
+    def _failed(self, word: str, error: EdgemlError) -> _Failure:
+        with self._lock:
+            self._state = fallback.failed(self._state, self.policy, self._clock())
+        return _Failure(word, error)
+
+    def _result(self, answer: Answer, identifier: str, started: float, *, left_out: bool) -> Result | _Failure:
+        signature = self._model.manifest.signature
+        batched = {spec.name for spec in signature.outputs if spec.has_batch}
+        outputs = {name: a[0] if left_out and name in batched else a for name, a in answer.outputs.items()}
+        try:
+            index, label, score = self._model.read(outputs)
+        except EdgemlError as error:
+            return self._failed("refused", error)
+        with self._lock:
+            self._state = fallback.succeeded(self._state, answer.received_bytes)
+        latency_s = time.monotonic() - started
+        return Result(outputs, label, index, score, "cloud", latency_s, answer.model, answer.version, identifier)
+
+
+def _with_batch(inputs: Mapping[str, Array], model: Model) -> tuple[dict[str, Array], bool]:
+    """The inputs with the batch axis that the wire form always has, and whether it was left out.
+
+    Raises:
+        InputError: an input has another dtype or rank than the signature.
+    """
+    model.session.check(inputs)
+    left_out = False
+    complete: dict[str, Array] = {}
+    for spec in model.manifest.signature.inputs:
+        array = inputs[spec.name]
+        if _lacks_batch(array, spec):
+            left_out = True
+            array = array[None]
+        complete[spec.name] = array
+    return complete, left_out
+
+
+def _lacks_batch(array: Array, spec: TensorSpec) -> bool:
+    return spec.has_batch and isinstance(array, np.ndarray) and array.ndim == len(spec.shape) - 1

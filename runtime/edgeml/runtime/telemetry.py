@@ -1,0 +1,172 @@
+"""What a model did in a window of time, in constant memory: counters that add, never a raw input.
+
+`Window.record` costs a few microseconds under a lock; the machine's vitals are read once a window, when it is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgeml.runtime.model import Result
+from edgeml.wire.manifest import Manifest
+from edgeml.wire.messages import Telemetry
+from edgeml.wire.sketches import Histogram, LatencySketch, latency_bucket
+
+CLASS_LIMIT: Final = 1024  # more classes than this would not fit a message
+CODE_LIMIT: Final = 32  # distinct error codes or fall-back reasons of one window
+OTHER: Final = "other"  # where further codes are counted
+_LONGEST_S: Final = 3600.0  # slower answers share a bucket, so that buckets stay bounded
+_TEMPERATURE: Final = Path("/sys/class/thermal/thermal_zone0/temp")  # millidegrees
+_THROTTLED: Final = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # Raspberry Pi, hexadecimal bits
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """The process and the board at one moment; `None` where a figure cannot be read."""
+
+    rss_bytes: int | None
+    cpu_celsius: float | None
+    throttled: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A closed window: the fields of `Telemetry` that do not depend on who sends it."""
+
+    model: str
+    version: str
+    manifest_sha256: str
+    start: float  # Unix seconds
+    seconds: float
+    runs: int
+    errors: dict[str, int]
+    fallbacks: dict[str, int]
+    latency: LatencySketch | None
+    confidence: Histogram | None
+    classes: tuple[int, ...]
+    vitals: Vitals
+
+    def telemetry(self, device: str, session: int, seq: int) -> Telemetry:
+        return Telemetry(
+            device=device,
+            session=session,
+            seq=seq,
+            model=self.model,
+            version=self.version,
+            manifest_sha256=self.manifest_sha256,
+            start=self.start,
+            seconds=self.seconds,
+            runs=self.runs,
+            errors=self.errors,
+            fallbacks=self.fallbacks,
+            latency=self.latency,
+            confidence=self.confidence,
+            classes=self.classes,
+            rss_bytes=self.vitals.rss_bytes,
+            cpu_celsius=self.vitals.cpu_celsius,
+            throttled=self.vitals.throttled,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return self.runs == 0 and not self.errors
+
+
+class Window:
+    """Counts the answers of one model version. Thread-safe; `take` closes the window and opens the next.
+
+    Args:
+        manifest: gives the edges of the confidence histogram and the number of classes.
+        now: Unix seconds at which the first window opens.
+    """
+
+    def __init__(self, manifest: Manifest, now: float) -> None:
+        self._manifest = manifest
+        self._digest = manifest.digest
+        reference = manifest.reference
+        self._edges = reference.confidence.edges if reference and reference.confidence else None
+        classes = len(reference.classes) if reference and reference.classes else len(manifest.labels)
+        self._class_count = min(classes, CLASS_LIMIT)
+        self._lock = threading.Lock()
+        self._open(now)
+
+    def record(self, result: Result) -> None:
+        """Count one answer."""
+        bucket = latency_bucket(min(result.latency_s, _LONGEST_S))
+        score, index, reason = result.score, result.class_index, result.fallback
+        with self._lock:
+            self._runs += 1
+            self._latency[bucket] = self._latency.get(bucket, 0) + 1
+            if score is not None and self._edges is not None:
+                self._confidence[bisect_right(self._edges, score)] += 1
+            if index is not None and index < self._class_count:
+                self._classes[index] += 1
+            if reason is not None:
+                _count(self._fallbacks, reason)
+
+    def record_error(self, code: str) -> None:
+        """Count one call that gave no answer."""
+        with self._lock:
+            _count(self._errors, code)
+
+    def take(self, now: float) -> Counts:
+        """Close the window at `now` (Unix seconds) and start the next one there."""
+        vitals = read_vitals()
+        manifest = self._manifest
+        with self._lock:
+            counts = Counts(
+                model=manifest.name,
+                version=manifest.version,
+                manifest_sha256=self._digest,
+                start=self._start,
+                seconds=max(0.0, now - self._start),
+                runs=self._runs,
+                errors=self._errors,
+                fallbacks=self._fallbacks,
+                latency=LatencySketch(self._latency) if self._latency else None,
+                confidence=Histogram(self._edges, tuple(self._confidence)) if self._edges is not None else None,
+                classes=tuple(self._classes),
+                vitals=vitals,
+            )
+            self._open(now)
+        return counts
+
+    def _open(self, now: float) -> None:
+        self._start = now
+        self._runs = 0
+        self._latency: dict[int, int] = {}
+        self._errors: dict[str, int] = {}
+        self._fallbacks: dict[str, int] = {}
+        self._confidence = [0] * (len(self._edges) + 1) if self._edges is not None else []
+        self._classes = [0] * self._class_count
+
+
+def read_vitals() -> Vitals:
+    """Resident memory, temperature and throttling bits as Linux shows them."""
+    statm = _text(Path("/proc/self/statm"))
+    temperature = _text(_TEMPERATURE)
+    throttled = _text(_THROTTLED)
+    return Vitals(
+        rss_bytes=int(statm.split()[1]) * _PAGE_BYTES if statm else None,
+        cpu_celsius=int(temperature) / 1000 if temperature else None,
+        throttled=int(throttled, 16) if throttled else None,
+    )
+
+
+def _count(counts: dict[str, int], code: str) -> None:
+    if code not in counts and len(counts) >= CODE_LIMIT:
+        code = OTHER
+    counts[code] = counts.get(code, 0) + 1
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
