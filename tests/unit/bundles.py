@@ -83,7 +83,6 @@ def make_bundle(
     built = [
         _artifact(_blank(kind, precision, requires), expected, bias=bias, fixed_batch=fixed_batch)
         for kind, precision in artifacts
-        for kind, precision in artifacts
     ]
     post = PostProcessing("logits", "softmax", defer_below=defer_below) if task == "classify" else None
     manifest = Manifest(
