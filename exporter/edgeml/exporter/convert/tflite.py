@@ -51,7 +51,7 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
         edge = litert_torch.convert(model.module, model.example(1))
     except Exception as error:
         raise unsupported("litert-torch", error) from error
-    Path(out).write_bytes(edge.tflite_model())
+    Path(out).write_bytes(edge.model_content())
     return []
 
 

@@ -64,12 +64,27 @@ def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:
     return sample[start : start + count] if spec.has_batch else sample[start]
 
 
-def gather(calls: Sequence[Sequence[Array]], signature: Signature) -> dict[str, Array]:
-    """The outputs of many calls, samples on the first axis."""
-    return {
-        spec.name: np.concatenate([call[i] if spec.has_batch else np.asarray(call[i])[None] for call in calls])
+def write_arrays(path: Path | str, arrays: Sequence[Array]) -> None:
+    """Arrays to an .npz by position: tensor names are data, and some are no file names."""
+    np.savez(path, *arrays)
+
+
+def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, Array]:
+    """What `write_arrays` wrote, under `names` in the same order."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[f"arr_{index}"] for index, name in enumerate(names)}
+
+
+def gather(calls: Sequence[Sequence[Array]], signature: Signature) -> list[Array]:
+    """The outputs of many calls in the signature's order, samples on the first axis."""
+    return [
+        np.concatenate([call[i] if spec.has_batch else np.asarray(call[i])[None] for call in calls])
         for i, spec in enumerate(signature.outputs)
-    }
+    ]
+
+
+def names(specs: Sequence[TensorSpec]) -> list[str]:
+    return [spec.name for spec in specs]
 
 
 def batched(signature: Signature) -> bool:

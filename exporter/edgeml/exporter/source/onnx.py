@@ -23,8 +23,11 @@ from edgeml.exporter.source.model import (
     feed,
     gather,
     identity,
+    names,
+    read_arrays,
     refuse_non_finite,
     stack_ones,
+    write_arrays,
 )
 from edgeml.exporter.source.torch import TorchModel
 from edgeml.runtime.backends import Array, EngineOptions, opener
@@ -221,10 +224,9 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     model = load(msgspec.convert(source, SourceRef))
     backend = opener("onnx")(model.proto.SerializeToString(), EngineOptions(threads=1, kernels="exact"))
-    samples = np.load(inputs, allow_pickle=False)
-    by_name: dict[str, Array] = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    by_name = read_arrays(inputs, names(model.signature.inputs))
     count = CHUNK if model.any_batch else 1
     calls = []
     for start in range(0, len(next(iter(by_name.values()))), count):
         calls.append(backend.run([feed(by_name[spec.name], spec, start, count) for spec in model.signature.inputs]))
-    np.savez(outputs, **gather(calls, model.signature))  # type: ignore[arg-type]  # numpy types savez's keywords as its own flag
+    write_arrays(outputs, gather(calls, model.signature))

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeml.exporter.source.model import SourceModel, SourceRef, batched, feed, gather, identity, refuse_non_finite, stack_ones
+from edgeml.exporter.source.model import SourceModel, SourceRef, batched, feed, gather, identity, names, read_arrays, refuse_non_finite, stack_ones, write_arrays
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
@@ -96,8 +96,8 @@ def _load_keras(source: SourceRef) -> TfModel:
     if not getattr(model, "inputs", None):
         raise UnsupportedError("a Keras model without declared inputs", hint="save it with model.export() as a SavedModel")
     inputs = tuple(_spec(_plain(tensor.name), tensor.shape, tensor.dtype) for tensor in model.inputs)
-    names = [str(name) for name in getattr(model, "output_names", None) or [_plain(t.name) for t in model.outputs]]
-    outputs = tuple(_spec(name, t.shape, t.dtype) for name, t in zip(_distinct(names), model.outputs, strict=True))
+    found = [str(name) for name in getattr(model, "output_names", None) or [_plain(t.name) for t in model.outputs]]
+    outputs = tuple(_spec(name, t.shape, t.dtype) for name, t in zip(_distinct(found), model.outputs, strict=True))
 
     def call(tensors: Sequence[Any]) -> Sequence[Any]:
         given = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
@@ -175,8 +175,8 @@ def _plain(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+def _distinct(found: Sequence[str]) -> list[str]:
+    return [name if found.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(found)]
 
 
 def _flat(given: Any) -> list[Any]:
@@ -232,12 +232,11 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     tensorflow = _tensorflow()
     model = load(msgspec.convert(source, SourceRef))
-    samples = np.load(inputs, allow_pickle=False)
-    feeds = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    feeds = read_arrays(inputs, names(model.signature.inputs))
     count = CHUNK if model.any_batch else 1
     function = tensorflow.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
     calls = []
     for start in range(0, len(next(iter(feeds.values()))), count):
         tensors = [tensorflow.constant(feed(feeds[spec.name], spec, start, count)) for spec in model.signature.inputs]
         calls.append([np.asarray(tensor) for tensor in function(*tensors)])
-    np.savez(outputs, **gather(calls, model.signature))
+    write_arrays(outputs, gather(calls, model.signature))

@@ -26,8 +26,11 @@ from edgeml.exporter.source.model import (
     feed,
     gather,
     identity,
+    names,
+    read_arrays,
     refuse_non_finite,
     stack_ones,
+    write_arrays,
 )
 from edgeml.runtime.backends import Array
 from edgeml.wire.canonical import encode_json, sha256_hex
@@ -141,13 +144,13 @@ def _examples_from(torch: Any, module: Any, source: SourceRef) -> tuple[Any, ...
     """One sample per input, batch axis included, from the samples the user gave."""
     if source.example is None:
         raise PlanError("no shape of the inputs is known", hint="return (module, example_inputs) from the factory, or give --calib")
-    names = _parameters(module)
+    wanted = _parameters(module)
     with np.load(source.example, allow_pickle=False) as samples:
-        arrays = [samples[name] for name in names if name in samples.files]
+        arrays = [samples[name] for name in wanted if name in samples.files]
         if not arrays and "x" in samples.files:
             arrays = [samples["x"]]
     if not arrays:
-        raise PlanError("no sample array is named after an input", expected=", ".join(names) or "x")
+        raise PlanError("no sample array is named after an input", expected=", ".join(wanted) or "x")
     return tuple(torch.from_numpy(np.ascontiguousarray(_single(array[:1]))) for array in arrays)
 
 
@@ -167,7 +170,7 @@ def _weights(module: Any) -> list[tuple[str, Array]]:
     return [(name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items() if hasattr(tensor, "detach")]
 
 
-def describe_module(module: Any, examples: tuple[Any, ...], names: Sequence[str] = ()) -> TorchModel:
+def describe_module(module: Any, examples: tuple[Any, ...]) -> TorchModel:
     """Find the contract of a module by running it.
 
     Raises:
@@ -176,7 +179,7 @@ def describe_module(module: Any, examples: tuple[Any, ...], names: Sequence[str]
     torch = _torch()
     if not examples or not all(isinstance(tensor, torch.Tensor) for tensor in examples):
         raise UnsupportedError("inputs that are not tensors", hint="return (module, tuple of tensors) from the factory")
-    input_names = list(names) or _parameters(module)[: len(examples)]
+    input_names = _parameters(module)[: len(examples)]
     if len(input_names) < len(examples):
         input_names = ["x"] if len(examples) == 1 else [f"x{index}" for index in range(len(examples))]
     flat, output_names = _flatten(torch, module, examples)
@@ -199,11 +202,11 @@ def _flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, l
     with torch.no_grad():
         given = module(*examples)
     if isinstance(given, Mapping):
-        names = [str(name) for name in given]
+        found = [str(name) for name in given]
     elif isinstance(given, torch.Tensor):
-        names = ["output"]
+        found = ["output"]
     else:
-        names = [f"output_{index}" for index in range(len(given))]
+        found = [f"output_{index}" for index in range(len(given))]
 
     class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is Any at this seam
         def __init__(self) -> None:
@@ -218,12 +221,12 @@ def _flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, l
 
     flat = Flat()
     flat.training = False
-    return flat, names
+    return flat, found
 
 
 def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
     """Names of the outputs whose first axis follows the batch; empty if the module takes only one batch size."""
-    _, names = _flatten(torch, flat.inner, examples)
+    _, found = _flatten(torch, flat.inner, examples)
     seen = []
     for count in PROBES:
         fed = [
@@ -234,7 +237,7 @@ def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
                 seen.append([tuple(tensor.shape) for tensor in flat(*fed)])
         except Exception:  # noqa: BLE001 - whatever it raises, it does not take this batch
             return set()
-    pairs = zip(names, *seen, strict=True)
+    pairs = zip(found, *seen, strict=True)
     return {name for name, two, three in pairs if two and (two[0], three[0]) == PROBES}
 
 
@@ -262,8 +265,7 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     torch = _torch()
     model = load(msgspec.convert(source, SourceRef))
-    samples = np.load(inputs, allow_pickle=False)
-    feeds = {spec.name: samples[spec.name] for spec in model.signature.inputs}
+    feeds = read_arrays(inputs, names(model.signature.inputs))
     count = CHUNK if model.any_batch else 1
     calls = []
     with torch.no_grad():
@@ -272,4 +274,4 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
                 torch.from_numpy(np.ascontiguousarray(feed(feeds[spec.name], spec, start, count))) for spec in model.signature.inputs
             ]
             calls.append([tensor.numpy() for tensor in model.module(*tensors)])
-    np.savez(outputs, **gather(calls, model.signature))  # type: ignore[arg-type]  # numpy types savez's keywords as its own flag
+    write_arrays(outputs, gather(calls, model.signature))

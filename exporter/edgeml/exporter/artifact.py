@@ -1,0 +1,193 @@
+"""One artifact: quantized from its fp32 form, run through the device's own session, compared, scored. Jobs of a format's worker."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+
+from edgeml.exporter.contents import contents
+from edgeml.exporter.golden import ModelFile, make_golden
+from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
+from edgeml.exporter.samples import Samples, make_samples
+from edgeml.exporter.source.model import names, read_arrays
+from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
+from edgeml.runtime.session import Session
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.errors import EdgemlError, ParityError
+from edgeml.wire.manifest import Artifact, Binding, Format, Precision, Requirement, Signature, Status, Where
+
+LATENCY_RUNS: Final = 50
+WARM_RUNS: Final = 5
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What every artifact of one export is judged by. `samples` and `reference` are .npz files by position."""
+
+    signature: Signature
+    samples: str
+    reference: str
+    labels: str | None
+    data: Literal["eval", "calibration"]
+    task: TaskKind
+    scores: str | None  # the output with class scores
+    golden: tuple[int, ...]
+    budget: float | None
+    calibration: str | None = None
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """An artifact that could be run; `status` is the verdict on it, `blobs` the folder its golden vectors are in."""
+
+    artifact: Artifact
+    status: Status
+    engine: str
+    latency_s: tuple[float, ...]
+    reason: str | None = None
+
+
+def warm(format: Format) -> None:  # noqa: A002 - the field's word
+    """Job: import what the format needs, while the source is being loaded."""
+    _open(format)
+
+
+def judge(trial: dict[str, Any], format: Format, precision: Precision, model: str, blobs: str, notes: list[str]) -> Any:  # noqa: A002
+    """Job: `Judged` of a model file; its golden vectors are written to the folder `blobs` by sha256.
+
+    Raises:
+        ParityError: its tensors are not the source's.
+        EngineError, UnsupportedError: the engine cannot run it.
+    """
+    asked = msgspec.convert(trial, Trial)
+    data = Path(model).read_bytes()
+    samples = _samples(asked)
+    reference = read_arrays(asked.reference, names(asked.signature.outputs))
+    open_backend, where = _open(format)
+    backend = open_backend(data, EngineOptions())
+    bindings = bind(backend, asked.signature, samples.inputs, reference)
+    with Session(asked.signature, *bindings, backend) as session:
+        engine = f"{backend.engine} {backend.version}"
+        got = answers(session.run, samples, asked.signature)
+        latency = _latency(session, samples, asked.signature)
+    parity = compare(
+        reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
+        exact=_exact(format, precision, data, bindings, samples, asked.signature),
+    )  # fmt: skip
+    found, operators = contents(format, data)
+    artifact = Artifact(
+        format=format, precision=precision, precision_found=found, sha256=sha256_hex(data), bytes=len(data),
+        requires=Requirement(backend.engine if where == "verified" else "coreml"), inputs=bindings[0], outputs=bindings[1],
+        parity=parity, ops=operators, notes=tuple(notes),
+    )  # fmt: skip
+    if parity.status == "fail":
+        return msgspec.to_builtins(Judged(artifact, "fail", engine, latency, parity.reason))
+    budget = None if precision == "fp32" else asked.budget  # equal to the source up to rounding: nothing to bound
+    task = score(reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores)
+    file = ModelFile(data, format, *bindings, open_backend)
+    golden, vectors = make_golden(
+        file, samples, asked.golden, asked.signature, scores=asked.scores, half=precision == "fp16"
+    )
+    for digest, content in vectors.items():
+        (Path(blobs) / digest).write_bytes(content)
+    return msgspec.to_builtins(
+        Judged(msgspec.structs.replace(artifact, task=task, golden=golden), task.status, engine, latency)
+    )
+
+
+def quantize(trial: dict[str, Any], format: Format, precision: Precision, model: str, out: str, inputs: list[Any]) -> list[str]:  # noqa: A002
+    """Job: write the fp16 or int8 form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
+    data = Path(model).read_bytes()
+    if precision == "fp16":
+        made, notes = _half(format, data), ()
+    elif format == "coreml":
+        from edgeml.exporter.quantize.coreml import to_int8_coreml
+
+        quantized = to_int8_coreml(data)
+        made, notes = quantized.model, quantized.notes
+    else:
+        asked = msgspec.convert(trial, Trial)
+        feeds = _feeds(asked, msgspec.convert(inputs, tuple[Binding, ...]))
+        if format == "onnx":
+            from edgeml.exporter.quantize.onnx import to_int8_onnx as to_int8
+        else:
+            from edgeml.exporter.quantize.tflite import to_int8_tflite as to_int8
+        quantized = to_int8(data, feeds, task=asked.task)
+        made, notes = quantized.model, quantized.notes
+    Path(out).write_bytes(made)
+    return list(notes)
+
+
+def _half(format_: Format, model: bytes) -> bytes:
+    if format_ == "onnx":
+        from edgeml.exporter.quantize.onnx import to_fp16_onnx
+
+        return to_fp16_onnx(model)
+    if format_ == "tflite":
+        from edgeml.exporter.quantize.tflite import to_fp16_tflite
+
+        return to_fp16_tflite(model)
+    from edgeml.exporter.quantize.coreml import to_fp16_coreml
+
+    return to_fp16_coreml(model)
+
+
+def _open(format_: Format) -> tuple[OpenBackend, Where]:
+    """The engine that judges a format here, and what its word is worth."""
+    if format_ == "coreml" and platform.system() != "Darwin":
+        from edgeml.exporter.mil.backend import open_mil
+
+        return open_mil, "emulated"
+    return opener(format_), "verified"
+
+
+def _samples(trial: Trial) -> Samples:
+    inputs = read_arrays(trial.samples, names(trial.signature.inputs))
+    labels = None if trial.labels is None else np.load(trial.labels, allow_pickle=False)
+    return make_samples(inputs, labels)
+
+
+def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Mapping[str, Array]:
+    """Calibration samples under the model's own tensor names, in its own order of axes: (n, ...) without the batch axis of 1."""
+    if trial.calibration is None:
+        raise ParityError("int8 without calibration samples", hint="give --calib")
+    samples = read_arrays(trial.calibration, names(trial.signature.inputs))
+    specs = {spec.name: spec for spec in trial.signature.inputs}
+    feeds = {}
+    for binding in bindings:
+        values = samples[binding.name]
+        if binding.permute is not None:
+            stacked = specs[binding.name].has_batch
+            order = [axis if stacked else axis + 1 for axis in binding.permute]
+            values = values.transpose(order if stacked else [0, *order])
+        feeds[binding.tensor] = np.ascontiguousarray(values)
+    return feeds
+
+
+def _exact(
+    format_: Format, precision: Precision, model: bytes, bindings: Any, samples: Samples, signature: Signature
+) -> Mapping[str, Array] | None:
+    """int8 outputs by kernels without shortcuts, so that kernel error is told from quantization error."""
+    if precision != "int8" or format_ == "coreml":
+        return None
+    try:
+        with Session(signature, *bindings, opener(format_)(model, EngineOptions(kernels="exact"))) as session:
+            return answers(session.run, samples, signature)
+    except EdgemlError:
+        return None  # kernels that cannot run it have no error to tell apart
+
+
+def _latency(session: Session, samples: Samples, signature: Signature) -> tuple[float, ...]:
+    feed = next(iter(samples.feeds(signature)))
+    for _ in range(WARM_RUNS):
+        session.run(feed)
+    seconds = []
+    for _ in range(LATENCY_RUNS):
+        start = time.perf_counter()
+        session.run(feed)
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds)

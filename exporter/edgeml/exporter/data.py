@@ -1,0 +1,57 @@
+"""The samples of an export: read from the plan's files, or drawn when there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from edgeml.exporter.plan import ExportPlan
+from edgeml.exporter.samples import Samples, load_samples, make_samples
+from edgeml.runtime.backends import Array
+from edgeml.wire.errors import PlanError
+from edgeml.wire.manifest import Signature, TensorSpec
+
+DRAWN: Final = 64  # samples of noise when none are given
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """`judging` is what verdicts are made on: the evaluation samples, else the calibration samples, else noise."""
+
+    judging: Samples
+    calibration: Samples | None
+    evaluation: Samples | None
+    notes: tuple[str, ...] = ()
+
+
+def read_data(plan: ExportPlan, signature: Signature) -> Data:
+    """Load what the plan names.
+
+    Raises:
+        PlanError: a file that does not fit the model.
+    """
+    calibration = load_samples(plan.calib, signature) if plan.calib else None
+    evaluation = load_samples(plan.evaluation, signature) if plan.evaluation else None
+    if evaluation is not None:
+        notes: tuple[str, ...] = ()
+        if calibration is not None and (shared := evaluation.overlap(calibration)):
+            notes = (f"{shared} of {len(evaluation)} evaluation samples are calibration samples too.",)
+        return Data(evaluation, calibration, evaluation, notes)
+    if calibration is not None:
+        return Data(calibration, calibration, None, ("Judged on the calibration samples: no evaluation samples were given.",))
+    noise = make_samples({spec.name: _draw(spec, plan.seed + index) for index, spec in enumerate(signature.inputs)})
+    return Data(noise, None, None, (f"Judged on {DRAWN} samples of noise: no samples were given.",))
+
+
+def _draw(spec: TensorSpec, seed: int) -> Array:
+    sample = spec.shape[1:] if spec.has_batch else spec.shape
+    free = [size for size in sample if isinstance(size, str)]
+    if free:
+        raise PlanError(f"input {spec.name!r} has free axes {', '.join(map(repr, free))}", hint="give samples with --eval")
+    shape = (DRAWN, *(size for size in sample if isinstance(size, int)))
+    generator = np.random.default_rng(seed)
+    if np.dtype(spec.dtype).kind == "f":
+        return generator.uniform(0.0, 1.0, shape).astype(spec.dtype)
+    return generator.integers(0, 2, shape).astype(spec.dtype)

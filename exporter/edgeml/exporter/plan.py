@@ -1,0 +1,169 @@
+"""What an export is asked to do: parsed and validated here and nowhere else.
+
+    plan = make_plan("kws.h5", to="onnx,tflite", precision="fp32,int8", calib="calib.npz", out="bundles")
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar, cast, get_args
+
+import msgspec
+
+from edgeml.wire.errors import PlanError
+from edgeml.wire.manifest import Format, Name, Precision, Version
+
+TaskChoice = Literal["auto", "classify", "regress"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+TASKS: Final[tuple[TaskChoice, ...]] = get_args(TaskChoice)
+STATIC: Final[tuple[Format, ...]] = ("onnx", "tflite")  # formats whose int8 needs activation ranges
+LABEL_LIMIT: Final = 100_000
+NAME_LIMIT: Final = 64
+Choice = TypeVar("Choice", Format, Precision)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """One export. `max_drop` is in percentage points, `None` accepts any; `out` is the folder for bundle and report."""
+
+    source: str
+    formats: tuple[Format, ...]
+    precisions: tuple[Precision, ...]
+    name: str
+    version: str
+    out: Path
+    calib: Path | None = None
+    evaluation: Path | None = None
+    max_drop: float | None = 1.0
+    labels: tuple[str, ...] = ()
+    task: TaskChoice = "auto"
+    seed: int = 0
+    trust: bool = False
+    time_limit_s: float = 600.0
+
+    @property
+    def bundle(self) -> Path:
+        return self.out / f"{self.name}-{self.version}.edgeml"
+
+    def options(self) -> dict[str, str]:
+        """What the manifest says was asked for: no paths."""
+        return {
+            "formats": ",".join(self.formats),
+            "precisions": ",".join(self.precisions),
+            "max_drop": "any" if self.max_drop is None else f"{self.max_drop:g}",
+            "task": self.task,
+        }
+
+
+def make_plan(
+    source: str,
+    *,
+    to: str = "onnx,tflite,coreml",
+    precision: str = "fp32",
+    out: Path | str = ".",
+    calib: Path | str | None = None,
+    evaluation: Path | str | None = None,
+    max_drop: float | None = 1.0,
+    name: str | None = None,
+    version: str = "0.1.0",
+    labels: Path | str | None = None,
+    task: str = "auto",
+    seed: int = 0,
+    trust: bool = False,
+    time_limit_s: float = 600.0,
+) -> ExportPlan:
+    """Check what was typed.
+
+    Raises:
+        PlanError: an option that cannot be used, with what can.
+    """
+    formats = _choices("--to", to, FORMATS)
+    precisions = _choices("--precision", precision, PRECISIONS)
+    static = [format_ for format_ in formats if format_ in STATIC]
+    if "int8" in precisions and static and calib is None:
+        raise PlanError(
+            f"int8 for {' and '.join(static)} needs activation ranges",
+            hint="give samples with --calib FILE.npz, or leave int8 out of --precision",
+        )
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
+    if time_limit_s <= 0:
+        raise PlanError("--time-limit", expected="more than 0 s", got=f"{time_limit_s:g}")
+    if seed < 0:
+        raise PlanError("--seed", expected="0 or more", got=str(seed))
+    if task not in TASKS:
+        raise PlanError("--task", expected=" or ".join(TASKS), got=repr(task))
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise PlanError(f"-o {str(folder)!r} is a file", hint="name a folder")
+    return ExportPlan(
+        source=source,
+        formats=formats,
+        precisions=precisions,
+        name=_name(name, source),
+        version=_fits("--version", version, Version, "a semantic version such as 1.2.0"),
+        out=folder,
+        calib=_file("--calib", calib),
+        evaluation=_file("--eval", evaluation),
+        max_drop=max_drop,
+        labels=_labels(_file("--labels", labels)),
+        task=cast("TaskChoice", task),
+        seed=seed,
+        trust=trust,
+        time_limit_s=time_limit_s,
+    )
+
+
+def _choices(option: str, text: str, allowed: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    asked = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in asked if word not in allowed]
+    if unknown or not asked:
+        raise PlanError(option, expected=f"some of {','.join(allowed)}", got=repr(text))
+    return tuple(word for word in allowed if word in asked)
+
+
+def _name(name: str | None, source: str) -> str:
+    if name is not None:
+        return _fits("--name", name, Name, "lower-case letters, digits, '.', '_', '-'")
+    stem, _, factory = source.rpartition(":")
+    path = Path(stem if stem.endswith(".py") and factory else source)
+    return _fits(
+        f"a name made from {path.name!r}",
+        re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:NAME_LIMIT],
+        Name,
+        "letters or digits",
+        "name the model with --name",
+    )
+
+
+def _fits(option: str, text: str, kind: object, expected: str, hint: str | None = None) -> str:
+    try:
+        return cast("str", msgspec.convert(text, cast("type[str]", kind)))
+    except msgspec.ValidationError as error:
+        raise PlanError(option, expected=expected, got=repr(text), hint=hint) from error
+
+
+def _file(option: str, path: Path | str | None) -> Path | None:
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise PlanError(f"{option}: no file {str(path)!r}")
+    return Path(path)
+
+
+def _labels(path: Path | None) -> tuple[str, ...]:
+    """One label a line; the line number is the class."""
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise PlanError(f"--labels {path.name!r} is not UTF-8 text", hint="write one label a line") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or len(lines) > LABEL_LIMIT:
+        raise PlanError(f"--labels {path.name!r}", expected=f"1 to {LABEL_LIMIT} lines", got=str(len(lines)))
+    return tuple(lines)
