@@ -1,0 +1,162 @@
+"""To Core ML, always for one sample a call: TensorFlow's graph by coremltools, torch by trace, then by torch.export.
+
+A model is one bytes object: the canonical zip of the `.mlpackage` (see `mil.package`), for iOS 16 and later, where float16
+inputs exist and every engine reads it; what needs newer operators is built for iOS 17 or 18. Jobs run in the worker that holds
+the source's framework.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.mil.package import pack_mlpackage
+from edgeml.exporter.source.model import SourceRef
+from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.wire.manifest import Signature
+
+MISCOMPILING_PASSES: Final = ("common::int_op_canonicalization",)
+"""Passes of coremltools 9.0 that change what a model computes.
+
+`int_op_canonicalization` turns dequantize -> reshape -> quantize into a reshape of the integers without comparing the two
+scales: measured on a quantized ResNet-8, agreement fell from 1.0 to 0.53.
+"""
+TARGETS: Final = ("iOS16", "iOS17", "iOS18")
+
+
+def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the Core ML of a Keras or SavedModel source; gives notes."""
+    ct = coremltools()
+    from edgeml.exporter.source.tensorflow import frozen, load
+
+    ref = msgspec.convert(source, SourceRef)
+    function = frozen(ref, 1)
+    outputs = [ct.TensorType(name=tensor.op.name) for tensor in function.outputs]
+
+    def convert(target: str) -> Any:
+        return _convert(ct, [function], target, source="tensorflow", outputs=outputs)
+
+    return _write(_first_target(convert), load(ref).signature, out)
+
+
+def from_torch(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the Core ML of a torch source, or of an ONNX source through its torch form; gives notes."""
+    from edgeml.exporter.source.torch import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    return _write(torch_to_coreml(model.module, model.example(1)), model.signature, out)
+
+
+from_onnx = from_torch
+
+
+def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
+    """The coremltools model of a torch module for inputs shaped like `example`.
+
+    A trace keeps whole operators (`lstm`, `gelu`); `torch.export` takes what a trace cannot, first with no decompositions, then
+    with all of them.
+
+    Raises:
+        UnsupportedError: no route can convert it; the operator is named.
+    """
+    ct, torch = coremltools(), _torch()
+
+    def traced() -> Any:
+        with torch.no_grad():
+            return torch.jit.trace(module, example, check_trace=False)
+
+    def exported() -> Any:
+        return torch.export.export(module, example).run_decompositions({})
+
+    def decomposed() -> Any:
+        return torch.export.export(module, example).run_decompositions()
+
+    inputs = [ct.TensorType(name=f"input_{i}", shape=tuple(tensor.shape), dtype=_dtype(tensor)) for i, tensor in enumerate(example)]
+    failure: Exception | None = None
+    for capture, told in ((traced, inputs), (exported, None), (decomposed, None)):
+        try:
+            captured = capture()
+            return _first_target(lambda target, captured=captured, told=told: _convert(ct, captured, target, inputs=told))  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001 - any failure sends us to the next route; the first is the one to tell
+            failure = failure or error
+    assert failure is not None, "every route ends in a return or a failure"
+    raise failure if isinstance(failure, UnsupportedError) else unsupported("coremltools", failure) from failure
+
+
+def passes() -> Any:
+    """coremltools' passes without those that miscompile."""
+    pipeline = coremltools().PassPipeline.DEFAULT
+    pipeline.remove_passes(MISCOMPILING_PASSES)
+    return pipeline
+
+
+def coremltools() -> Any:
+    """coremltools, quiet.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import coremltools as ct
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "coremltools", "export") from error
+    return ct
+
+
+def packed(model: Any) -> bytes:
+    """The canonical bytes of a coremltools model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mlpackage"
+        model.save(str(path))
+        return pack_mlpackage(path)
+
+
+def _convert(ct: Any, model: Any, target: str, **arguments: Any) -> Any:
+    return ct.convert(
+        model,
+        convert_to="mlprogram",
+        compute_precision=ct.precision.FLOAT32,
+        minimum_deployment_target=getattr(ct.target, target),
+        pass_pipeline=passes(),
+        skip_model_load=True,
+        **{key: value for key, value in arguments.items() if value is not None},
+    )
+
+
+def _first_target(convert: Callable[[str], Any]) -> Any:
+    """The model for the oldest system that has its operators."""
+    failure: Exception | None = None
+    for target in TARGETS:
+        try:
+            return convert(target)
+        except Exception as error:  # noqa: BLE001 - coremltools raises ValueError, TypeError, AssertionError alike
+            failure = failure or error
+            if not re.search(r"opset|iOS1[78]|only supported|deployment target", str(error)):
+                break
+    assert failure is not None, "the loop ends in a return or a failure"
+    raise failure if isinstance(failure, UnsupportedError) else unsupported("coremltools", failure) from failure
+
+
+def _write(model: Any, signature: Signature, out: str) -> list[str]:
+    Path(out).write_bytes(packed(model))
+    return []
+
+
+def _dtype(tensor: Any) -> Any:
+    import numpy as np
+
+    return np.int32 if not tensor.dtype.is_floating_point else np.float32
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch", "export") from error
+    return torch

@@ -1,0 +1,1 @@
+"""Smaller numbers in the same model: one file a format."""

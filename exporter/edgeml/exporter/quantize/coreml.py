@@ -1,0 +1,84 @@
+"""Core ML's float16 and int8-weight models from the packed float32 one; needs coremltools, not the source's framework.
+
+float16: every operation computes in float16, inputs and outputs stay float32. int8: weights only, one scale a channel,
+symmetric; activations stay in the precision of the model given. Run these in a process that does not see TensorFlow, which
+coremltools would import.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgeml.exporter.convert.coreml import coremltools, packed, passes
+from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.mil.backend import count_operations
+from edgeml.exporter.mil.package import unpack_mlpackage
+from edgeml.exporter.quantize.result import Quantized
+
+FLOAT16_LIMIT: Final = 6.0e4  # a margin below 65504, the largest float16
+LEAST_WEIGHTS: Final = 256  # elements; below it scales and operations cost more than int8 saves
+_UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
+
+
+def to_fp16_coreml(model: bytes) -> bytes:
+    """The float16 form of a packed float32 model; operations with constants beyond float16's range stay float32."""
+    ct = coremltools()
+    with _opened(ct, model) as mlmodel:
+        spec = mlmodel.get_spec()
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        program = load(spec, spec.specificationVersion, mlmodel.weights_dir)
+        try:
+            converted = ct.convert(
+                program,
+                source="milinternal",
+                convert_to="mlprogram",
+                compute_precision=ct.transform.FP16ComputePrecision(op_selector=_fits_float16),
+                minimum_deployment_target=ct.target(spec.specificationVersion),
+                pass_pipeline=passes(),
+                skip_model_load=True,
+            )
+        except Exception as error:
+            raise unsupported("coremltools", error) from error
+        return packed(converted)
+
+
+def to_int8_coreml(model: bytes) -> Quantized:
+    """A packed model with its large weights as int8, each output channel with its own scale, zero point 0."""
+    ct = coremltools()
+    from coremltools.optimize import coreml as compress
+
+    settings = compress.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=LEAST_WEIGHTS
+    )
+    with _opened(ct, model) as mlmodel:
+        try:
+            quantized = compress.linear_quantize_weights(mlmodel, compress.OptimizationConfig(global_config=settings))
+        except Exception as error:
+            raise unsupported("coremltools", error) from error
+        result = packed(quantized)
+    counts = count_operations(result)
+    weights = sum(counts.get(kind, 0) for kind in _UNPACKING)
+    return Quantized(result, (f"{weights} weight tensors are int8, symmetric, a scale per channel; activations stay float",))
+
+
+@contextmanager
+def _opened(ct: Any, model: bytes) -> Iterator[Any]:
+    """The coremltools model of packed bytes, while its files exist."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mlpackage"
+        unpack_mlpackage(model, path)
+        yield ct.models.MLModel(str(path), skip_model_load=True)
+
+
+def _fits_float16(op: Any) -> bool:
+    """Whether no constant input of a MIL operation overflows in float16."""
+    values = (getattr(var, "val", None) for var in op.inputs.values())
+    arrays = [np.asarray(value) for value in values if value is not None]
+    return all(array.dtype.kind != "f" or not array.size or float(np.abs(array).max()) <= FLOAT16_LIMIT for array in arrays)
