@@ -1,8 +1,8 @@
 """Real images for the meter-reading camera: scikit-learn's bundled handwritten digits, split once and for all.
 
 The 1,797 images (8 x 8 grey values, UCI Optical Recognition of Handwritten Digits) are shuffled with a fixed seed and cut
-into four parts that never mix: train, calibrate, evaluate and field. The first three are as the workshop's camera sees them. The
-field part is seen through the housing of a real meter: dim light, a grey background and sensor noise.
+into four parts that never mix: train, calibrate, evaluate and field. The first three are as the workshop's camera sees
+them. The field part is seen through the housing of a real meter: dim light, a grey background and sensor noise.
 """
 
 from __future__ import annotations
