@@ -1,9 +1,9 @@
 """Golden vectors: real samples, what each artifact answers to them, and how far a healthy board may be off.
 
 One model file gives different numbers on different kernels (LiteRT's own int8 kernels differ by up to 72 steps on one model),
-so the tolerance is measured: the artifact is run with each kernel set its engine has, and the largest difference, times `SAFETY`,
-plus two steps of the output's quantization, is what a board is allowed. A bound that wide would hide a shift of all outputs by one
-step; so the root mean square and the mean of the differences are bounded as well, each by its own envelope.
+so the tolerance is measured: the artifact is run with each kernel set its engine has, and the largest difference, times
+`SAFETY`, plus two steps of the output's quantization, is what a board is allowed. A bound that wide would hide a shift of all
+outputs by one step; so the root mean square and the mean of the differences are bounded as well, each by its own envelope.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""The report as one HTML file: nothing is fetched, nothing is run; it follows light and dark, and prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from edgeml.exporter.report import plots, text
+from edgeml.exporter.report.structs import ArtifactReport, Report
+from edgeml.wire.manifest import BATCH, TensorSpec
+
+TEMPLATE: Final = "report.html.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One artifact's cells, already words."""
+
+    artifact: ArtifactReport
+    first_of_format: int  # rows of its format if it opens them, else 0
+    strip: Markup
+    reason: str | None
+    smaller: str
+
+
+def to_html(report: Report) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        size=text.size, share=text.share, error=text.error, points=text.points, seconds=text.seconds, where=text.where,
+        FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
+    )  # fmt: skip
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        rows=_rows(report),
+        plot=Markup(plots.size_accuracy(report.artifacts)),  # noqa: S704 - our own SVG, its texts are escaped
+        legend=Markup(plots.legend()),  # noqa: S704
+        metric=next((a.task.metric for a in report.artifacts if a.task is not None), None),
+        has_latency=any(a.latency is not None for a in report.artifacts),
+        snippet=snippet(report),
+    )
+
+
+def snippet(report: Report) -> str:
+    """Python that runs the bundle, ready to paste; "" if there is no bundle."""
+    if report.bundle is None or report.signature is None:
+        return ""
+    feeds = ", ".join(f"{spec.name!r}: {_example(spec)}" for spec in report.signature.inputs)
+    name = "".join(c if c.isalnum() else "_" for c in report.name)
+    name = name if name.isidentifier() else f"model_{name}"
+    answer = "result.label, result.score" if report.task == "classify" else "result.outputs"
+    return "\n".join(
+        [
+            "import numpy as np",
+            "from edgeml.runtime import load",
+            "",
+            f'{name} = load("{report.bundle}")  # picks the artifact for this board, runs the golden vectors',
+            f"result = {name}.run({{{feeds}}})",
+            f"print({answer}, result.latency_s)",
+        ]
+    )
+
+
+def _example(spec: TensorSpec) -> str:
+    shape = tuple(axis for axis in spec.shape if axis != BATCH)
+    sizes = ", ".join(str(axis) if isinstance(axis, int) else "1" for axis in shape)
+    return f"np.zeros(({sizes}{',' if len(shape) == 1 else ''}), np.{'bool_' if spec.dtype == 'bool' else spec.dtype})"
+
+
+def _rows(report: Report) -> list[_Row]:
+    low, high = plots.drop_range(report.artifacts)
+    whole = {a.format: a.bytes for a in report.artifacts if a.precision == "fp32"}
+    counts = {a.format: sum(b.format == a.format for b in report.artifacts) for a in report.artifacts}
+    rows, seen = [], set()
+    for artifact in sorted(report.artifacts, key=lambda a: list(counts).index(a.format)):
+        strip = plots.drop_strip(artifact.task, low, high) if artifact.task is not None else ""
+        rows.append(
+            _Row(
+                artifact,
+                0 if artifact.format in seen else counts[artifact.format],
+                Markup(strip),  # noqa: S704 - our own SVG
+                text.reason(artifact),
+                text.ratio(whole.get(artifact.format, 0), artifact.bytes),
+            )
+        )
+        seen.add(artifact.format)
+    return rows

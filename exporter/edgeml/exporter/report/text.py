@@ -1,0 +1,93 @@
+"""Numbers as people read them; the same words in the page and in a terminal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgeml.exporter.parity.compare import UNMEASURED
+from edgeml.exporter.report.structs import ArtifactReport
+from edgeml.wire.manifest import Parity, Status, Task
+
+NOTHING: Final = "\N{EN DASH}"  # a cell without a value
+MINUS: Final = "\N{MINUS SIGN}"
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
+VERDICTS: Final[dict[Status, str]] = {"pass": "pass", "fail": "fail", "inconclusive": "inconclusive"}
+FORMATS: Final = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
+METRICS: Final = {
+    "top1_accuracy": "top-1 accuracy",
+    "top1_agreement": "top-1 agreement with the source",
+    "r2": "R²",
+    "r2_to_source": "R² to the source",
+}
+
+
+def size(count: int) -> str:
+    """`98.5 kB`; powers of ten, as disks and downloads are counted."""
+    if count < 1000:
+        return f"{count} B"
+    value, unit = (count / 1000, "kB") if count < 1_000_000 else (count / 1_000_000, "MB")
+    return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """`99.25 %`; never 100 when it is less."""
+    if value is None:
+        return NOTHING
+    text = f"{100 * value:.{digits}f}"
+    if value < 1 and float(text) >= 100:
+        text = f"{100 - 10**-digits:.{digits}f}"
+    return f"{text} %"
+
+
+def error(value: float) -> str:
+    if value >= UNMEASURED:
+        return NOTHING
+    return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3g}"
+
+
+def points(value: float) -> str:
+    """`+0.25`: percentage points with a sign; a real minus."""
+    if abs(value) >= UNMEASURED:
+        return NOTHING
+    return f"{value:+.2f}".replace("-", MINUS) if round(value, 2) else "0.00"
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def ratio(whole: int, part: int) -> str:
+    """How many times smaller."""
+    return f"{whole / part:.1f}{TIMES} smaller" if part and whole / part >= 1.05 else ""
+
+
+def drop(task: Task | None) -> str:
+    """`+0.25, at most +0.51`: estimate and upper bound."""
+    return NOTHING if task is None else f"{points(task.drop)}, at most {points(task.upper95)}"
+
+
+def top1(parity: Parity | None) -> str:
+    return share(parity.top1_agreement) if parity is not None else NOTHING
+
+
+def where(artifact: ArtifactReport) -> str:
+    return artifact.parity.where if artifact.parity is not None else "not run"
+
+
+def reason(artifact: ArtifactReport) -> str | None:
+    """Why it did not pass, in one sentence; `None` if it did."""
+    if artifact.error:
+        return artifact.error
+    if artifact.parity is not None and artifact.parity.status == "fail":
+        return artifact.parity.reason
+    task = artifact.task
+    if task is None or task.status == "pass" or task.budget is None:
+        return None
+    if task.status == "fail":
+        return f"drops {points(task.drop)} points, budget {task.budget:g}"
+    wanted = (
+        f"{task.needed_n:,} samples at these rates would decide"
+        if task.needed_n
+        else "more samples at these rates would not decide"
+    )
+    return f"the bound {points(task.upper95)} is over the budget {task.budget:g} with {task.n:,} samples; {wanted}"
