@@ -1,0 +1,1 @@
+"""The fleet service: which device runs which version, on evidence."""

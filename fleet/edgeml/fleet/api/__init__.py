@@ -1,0 +1,1 @@
+"""The service over HTTP: devices, operators, signed files, and the page."""

@@ -1,0 +1,94 @@
+"""What a device asks and says over HTTP: the complete fall-back for the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from edgeml.fleet.api.http import answer, bearer, read_body
+from edgeml.fleet.ingest import Inbound
+from edgeml.fleet.service import Fleet
+from edgeml.fleet.store import devices
+from edgeml.wire.errors import ServiceError, UsageError
+from edgeml.wire.messages import Desired
+
+LONGEST_WAIT_S: Final = 60.0
+MESSAGES_LIMIT: Final = 2_000  # in one request
+SEEN_EVERY_S: Final = 5.0  # a poll is written down this often at most
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One message as `POST /v1/reports` carries it."""
+
+    kind: str
+    body: msgspec.Raw
+
+
+def router(fleet: Fleet) -> APIRouter:
+    routes = APIRouter()
+    seen: dict[str, float] = {}
+
+    def authenticate(request: Request) -> str:
+        device = fleet.inventory.authenticate(bearer(request))
+        if device is None:
+            raise ServiceError("this is no device's token", status=401, hint="enrol the device, or renew its token")
+        now = fleet.clock()
+        if now - seen.get(device, -math.inf) > SEEN_EVERY_S:
+            seen[device] = now
+            with fleet.store.write() as connection:
+                devices.seen(connection, {device: now})
+        return device
+
+    def look(device: str) -> Desired:
+        with fleet.store.read() as connection:
+            found = devices.desired(connection, device)
+        if found is None:
+            raise ServiceError("this device was removed", status=401)
+        return found
+
+    @routes.get("/v1/desired")
+    async def desired(request: Request, wait: float = 0.0) -> Response:
+        device = await run_in_threadpool(authenticate, request)
+        known = _known_rev(request)
+        until = time.monotonic() + min(max(wait, 0.0) if math.isfinite(wait) else 0.0, LONGEST_WAIT_S)
+        while True:
+            with fleet.waiting.register(device) as news:
+                wanted = await run_in_threadpool(look, device)
+                left = until - time.monotonic()
+                if wanted.rev != known or left <= 0 or fleet.is_stopping:
+                    break
+                try:
+                    await asyncio.wait_for(news.wait(), left)
+                except TimeoutError:
+                    break
+        tag = {"ETag": f'"{wanted.rev}"', "Cache-Control": "private, no-cache"}
+        return Response(status_code=304, headers=tag) if wanted.rev == known else answer(wanted, headers=tag)
+
+    @routes.post("/v1/reports")
+    async def reports(request: Request) -> Response:
+        device = await run_in_threadpool(authenticate, request)
+        try:
+            envelopes = msgspec.json.decode(await read_body(request), type=list[Envelope])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UsageError(f'the body is not a list of {{"kind": …, "body": …}}: {error}') from error
+        if len(envelopes) > MESSAGES_LIMIT:
+            raise UsageError("messages in one request", expected=f"at most {MESSAGES_LIMIT}", got=str(len(envelopes)))
+        batch = [Inbound(device, envelope.kind, bytes(envelope.body)) for envelope in envelopes]
+        return answer({"accepted": await run_in_threadpool(fleet.ingest.take, batch)})
+
+    return routes
+
+
+def _known_rev(request: Request) -> int | None:
+    """The revision in `If-None-Match`, if there is one of ours."""
+    for tag in request.headers.get("if-none-match", "").split(","):
+        text = tag.strip().removeprefix("W/").strip('"')
+        if text.isdecimal() and len(text) < 20:
+            return int(text)
+    return None

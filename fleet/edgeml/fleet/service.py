@@ -1,0 +1,217 @@
+"""The fleet service: everything it owns, started and stopped in order.
+
+    with Fleet(config) as fleet: …          # store, keys, broker, link, controller's clock
+    serve(config)                           # the same, behind HTTP, until a signal
+
+What it decided is stored before anyone is told, so a kill at any moment leaves a state from which the next start goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from edgeml.fleet import broker as brokers
+from edgeml.fleet import trust as trusts
+from edgeml.fleet.config import Config, Places
+from edgeml.fleet.controller import Controller
+from edgeml.fleet.devices import Inventory
+from edgeml.fleet.disk import PRIVATE, private_folder, write_whole
+from edgeml.fleet.ingest import Ingest
+from edgeml.fleet.link import Link
+from edgeml.fleet.registry import Registry
+from edgeml.fleet.store import Store, devices, events
+from edgeml.fleet.store.ledger import StoreLedger
+from edgeml.fleet.trust import Trust
+from edgeml.fleet.waiting import Waiting
+from edgeml.wire.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    import socket
+
+REFRESH_EVERY_S: Final = 600.0  # far below half of the shortest-lived signature
+_STOP_LIMIT_S: Final = 10.0
+log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """The service without its HTTP side.
+
+    Args:
+        say: gets the lines a person should see at the first start.
+
+    Raises on `__enter__`:
+        EnvironmentProblem: another service uses the data folder, the broker's port is taken, the disk refuses.
+        ConfigError: keys or broker address that cannot be used.
+    """
+
+    def __init__(
+        self, config: Config, *, clock: Callable[[], float] = time.time, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.started_at = clock()
+        self.waiting = Waiting()
+        self.deciding = threading.Lock()  # a tick and an operator's command read, decide and save one after the other
+        self.broker: brokers.Broker | None = None
+        self.link: Link | None = None
+        self.ticks = 0
+        self.failed_ticks = 0
+        self._say = say
+        self._stopping = threading.Event()
+        self._ticker = threading.Thread(target=self._run_clock, name="clock", daemon=True)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._open.close()
+
+    def _start(self) -> None:
+        places = self.config.places
+        private_folder(places.data)
+        self._open.enter_context(_locked(places))
+        password = os.environ.get(trusts.PASSWORD_VARIABLE)
+        if not trusts.exists(places):
+            trusts.create(places, self.clock(), password)
+            self._say(f"made signing keys for one person in {places.keys} (keep a copy; `edgeml fleet keys --help`)")
+        self.operator_key = operator_key(places)
+        self.store = Store(places.database)
+        self._open.callback(self.store.close)
+        self.trust = Trust(places, password)
+        self.trust.refresh(self.clock())
+        self.registry = Registry(self.store, self.trust, places)
+        for row in self.registry.recover(self.clock()):
+            self._say(f"finished publishing {row.model}@{row.version}")
+        self.inventory = Inventory(self.store, self._passwords_changed)
+        self.ingest = Ingest(self.store, self.clock)
+        self.ledger = StoreLedger(self.store, self.tell)
+        self.controller = Controller(self.ledger)
+        self._start_broker()
+        self._ticker.start()
+        self._open.callback(self._stop_clock)
+
+    def _start_broker(self) -> None:
+        self.broker = brokers.choose(self.config)
+        if self.broker is None:
+            self._say("no broker: devices poll")
+            return
+        self.broker.start(self._passwords())
+        self._open.callback(self.broker.stop)
+        self.link = Link(self.broker.address, self.config.tenant, self.store, self.ingest)
+        self.link.start()
+        self._open.callback(self.link.stop)
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def tell(self, changed: Sequence[str]) -> None:
+        """Somebody is wanted something new: by broker at once, and to those who wait in a poll."""
+        if self.link is not None:
+            self.link.tell()
+        self.waiting.wake(changed)
+
+    def record(self, actor: str, kind: str, subject: str, body: object = None) -> None:
+        with self.store.write() as connection:
+            events.append(connection, at=self.clock(), actor=actor, kind=kind, subject=subject, body=body)
+
+    def _passwords(self) -> dict[str, str]:
+        with self.store.read() as connection:
+            return devices.passwords(connection)
+
+    def _passwords_changed(self) -> None:
+        if self.broker is not None:
+            try:
+                self.broker.admit(self._passwords())
+            except EnvironmentProblem:
+                log.exception("the broker does not take the new passwords; it is started again")
+
+    def _run_clock(self) -> None:
+        refreshed_at = self.clock()
+        while not self._stopping.wait(self.config.tick_s):
+            try:
+                with self.deciding:
+                    self.controller.tick(self.clock())
+                self.ticks += 1
+                if self.broker is not None and self.broker.check() and self.link is not None:
+                    self.link.tell_again()
+                if self.clock() - refreshed_at > REFRESH_EVERY_S:
+                    refreshed_at = self.clock()
+                    self.trust.refresh(self.clock())
+            except Exception:
+                # One rollout's defect or a full disk must not stop the clock: the next tick reads everything anew.
+                self.failed_ticks += 1
+                log.exception("a tick of the controller failed; trying again")
+
+    def _stop_clock(self) -> None:
+        self._stopping.set()
+        self.waiting.wake_all()
+        self._ticker.join(_STOP_LIMIT_S)
+
+
+def operator_key(places: Places) -> str:
+    """The key of the operator's API, made at the first start."""
+    with contextlib.suppress(FileNotFoundError):
+        return places.operator_key.read_text().strip()
+    key = secrets.token_urlsafe(32)
+    write_whole(places.operator_key, f"{key}\n".encode(), PRIVATE)
+    return key
+
+
+def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    Raises:
+        EnvironmentProblem: a port is taken, another service uses the data folder, …
+    """
+    from edgeml.fleet.api.http import bind, run_until_signal
+
+    listener = bind(config.host, config.port)
+    with contextlib.closing(listener), Fleet(config, say=say) as fleet:
+        url = config.public_url or _url(listener)
+        broker = fleet.broker.address.url if fleet.broker is not None else None
+        place = config.places.address
+        write_whole(place, json.dumps({"url": url, "broker": broker, "pid": os.getpid()}).encode(), PRIVATE)
+        try:
+            say(f"fleet service at {url}" + (f", broker ({fleet.broker.name}) at {broker}" if fleet.broker else ""))
+            run_until_signal(fleet, listener)
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _locked(places: Places) -> Iterator[None]:
+    with places.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"another service uses {str(places.data)!r}", hint="stop it, or give another folder with --data"
+            ) from error
+        yield

@@ -1,0 +1,112 @@
+"""What devices said: each report and telemetry window exactly once, by (device, seq)."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from edgeml.fleet.store.database import upsert
+from edgeml.fleet.store.tables import attempts, installed, reports, telemetry
+from edgeml.wire.messages import Report, Telemetry
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """Where a device stands with one bundle: its newest report on it, by seq. `rollout` is "" outside one."""
+
+    device: str
+    model: str
+    version: str
+    manifest_sha256: str
+    rollout: str
+    seq: int
+    rev: int
+    state: str
+    code: str | None
+    detail: str | None
+    retryable: bool
+    received_at: float
+
+
+def add_report(connection: Connection, report: Report, received_at: float) -> bool:
+    """Gives `False`, changing nothing, if the store has this (device, seq) already."""
+    insert = upsert(connection, reports).values(
+        device=report.device, seq=report.seq, received_at=received_at, model=report.model, version=report.version,
+        rollout=report.rollout, state=report.state, code=report.code, body_json=msgspec.json.encode(report).decode(),
+    )  # fmt: skip
+    if connection.execute(insert.on_conflict_do_nothing(index_elements=["device", "seq"])).rowcount < 1:
+        return False
+    if _is_newest(connection, report):
+        active = next((slot for slot in report.slots if slot.active), None)
+        if active is not None:
+            set_installed(connection, report.device, report.model, active.version, active.manifest_sha256)
+    if report.version is not None and report.manifest_sha256 is not None:
+        _add_attempt(connection, report, received_at)
+    return True
+
+
+def _is_newest(connection: Connection, report: Report) -> bool:
+    mine = (reports.c.device == report.device) & (reports.c.model == report.model)
+    newest = connection.scalar(select(func.max(reports.c.seq)).where(mine))
+    return bool(newest == report.seq)
+
+
+def _add_attempt(connection: Connection, report: Report, received_at: float) -> None:
+    values = {
+        "device": report.device, "manifest_sha256": report.manifest_sha256, "rollout": report.rollout or "",
+        "model": report.model, "version": report.version, "seq": report.seq, "rev": report.rev, "state": report.state,
+        "code": report.code, "detail": report.detail, "retryable": report.retryable, "received_at": received_at,
+    }  # fmt: skip
+    newest = upsert(connection, attempts).values(values)
+    key = ["device", "manifest_sha256", "rollout"]
+    connection.execute(newest.on_conflict_do_update(index_elements=key, set_=values, where=attempts.c.seq < report.seq))
+
+
+def set_installed(connection: Connection, device: str, model: str, version: str, manifest_sha256: str) -> None:
+    values = {"device": device, "model": model, "version": version, "manifest_sha256": manifest_sha256}
+    insert = upsert(connection, installed).values(values)
+    connection.execute(insert.on_conflict_do_update(index_elements=["device", "model"], set_=values))
+
+
+def add_telemetry(connection: Connection, window: Telemetry, received_at: float) -> bool:
+    """Gives `False`, changing nothing, if the store has this (device, seq) already."""
+    insert = upsert(connection, telemetry).values(
+        device=window.device, seq=window.seq, received_at=received_at, model=window.model, version=window.version,
+        start=window.start, seconds=window.seconds, runs=window.runs, errors=sum(window.errors.values()),
+        fallbacks=sum(window.fallbacks.values()), body_json=msgspec.json.encode(window).decode(),
+    )  # fmt: skip
+    return bool(connection.execute(insert.on_conflict_do_nothing(index_elements=["device", "seq"])).rowcount > 0)
+
+
+def attempts_of(connection: Connection, device: str) -> list[Attempt]:
+    """The newest first."""
+    query = select(attempts).where(attempts.c.device == device).order_by(attempts.c.seq.desc())
+    return [Attempt(**row) for row in connection.execute(query).mappings()]
+
+
+def installed_of(connection: Connection, device: str | None = None) -> dict[str, dict[str, str]]:
+    """Device -> model -> the version that is active there."""
+    query = select(installed) if device is None else select(installed).where(installed.c.device == device)
+    found: dict[str, dict[str, str]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.device, {})[row.model] = row.version
+    return found
+
+
+def reports_of(connection: Connection, device: str, limit: int = 50) -> list[Report]:
+    """The newest first."""
+    query = select(reports.c.body_json).where(reports.c.device == device).order_by(reports.c.seq.desc()).limit(limit)
+    return [msgspec.json.decode(body, type=Report) for body in connection.scalars(query)]
+
+
+def windows_of(connection: Connection, device: str, limit: int = 50) -> list[Telemetry]:
+    """The newest first."""
+    query = select(telemetry.c.body_json).where(telemetry.c.device == device).order_by(telemetry.c.seq.desc()).limit(limit)
+    return [msgspec.json.decode(body, type=Telemetry) for body in connection.scalars(query)]
+
+
+def totals(connection: Connection) -> tuple[int, int]:
+    """(reports, telemetry windows) in the store."""
+    return (
+        connection.scalar(select(func.count()).select_from(reports)) or 0,
+        connection.scalar(select(func.count()).select_from(telemetry)) or 0,
+    )
