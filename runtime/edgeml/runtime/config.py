@@ -100,6 +100,7 @@ class ModelTable(_Table, frozen=True):
     format: Format | None = None
     precision: Precision | None = None
     threads: Count = 1
+    trial_s: Seconds = 120.0  # for the self-test of a new version
 
 
 class FallbackTable(_Table, frozen=True):
@@ -107,7 +108,9 @@ class FallbackTable(_Table, frozen=True):
 
     url: str
     mode: Mode = "prefer-device"
-    deadline_ms: Seconds = 1000.0
+    deadline_ms: Seconds = 250.0  # for the whole call, device and cloud together
+    least_score: Share | None = None  # None: what the manifest says
+    daily_bytes: Count | None = None
     token: str | None = None
 
 

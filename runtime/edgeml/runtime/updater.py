@@ -1,4 +1,4 @@
-"""The update of one model on one device, as a machine without IO: `step(update, event, now)` gives the next state and what to do.
+"""The update of one model on one device, as a machine without IO: `step(update, event, now)` gives a state and actions.
 
     offered → downloading → verified → self_test → soaking → confirmed
                  failed (retried while that can help) · rejected (not even tried) · rolled_back (tried, and taken back)
@@ -14,7 +14,6 @@ Rules it keeps, whatever arrives in whatever order:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -183,20 +182,19 @@ class Tell(msgspec.Struct, frozen=True):
     stage: Stage
 
 
-Action = Fetch | SelfTest | Switch | CheckHealth | Prune | Tell
+Work = Fetch | SelfTest | Switch | CheckHealth | Prune
+Action = Work | Tell
 Outcome = tuple[Update, tuple[Action, ...]]
 
 
 def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float) -> Outcome:
     """The next state, and what to do once it is stored.
 
-    Args:
-        now: Unix seconds.
-        jitter: uniform in [0, 1), drawn by the caller.
+    `now` is in Unix seconds; `jitter` is uniform in [0, 1), drawn by the caller.
     """
     match event:
         case Wanted():
-            return _wanted(update, event, now)
+            return _wanted(update, event, now, policy)
         case Booted():
             return _booted(update, event, now)
         case Tick():
@@ -220,7 +218,7 @@ def backoff_s(tries: int, policy: Policy, jitter: float) -> float:
     return jitter * min(policy.backoff_cap_s, policy.backoff_s * 2.0 ** min(tries - 1, 32))
 
 
-def _wanted(update: Update, event: Wanted, now: float) -> Outcome:
+def _wanted(update: Update, event: Wanted, now: float, policy: Policy) -> Outcome:
     if event.rev <= update.rev:
         return update, ()
     same = update.target is not None and event.target.version == update.target.version
@@ -229,7 +227,17 @@ def _wanted(update: Update, event: Wanted, now: float) -> Outcome:
     update = replace(update, rev=event.rev, target=event.target)
     if same and under_way and update.stage is not None:
         return update, (Tell(update.stage),)
-    return _offer(_fresh(update), now)
+    update, actions = _taken_back(update)
+    update, more = _offer(_fresh(update), now, policy)
+    return update, (*actions, *more)
+
+
+def _taken_back(update: Update) -> Outcome:
+    """A version that is superseded before it stood its soak does not go on unwatched, unless it is all there is."""
+    back = update.confirmed
+    if update.active in {back, update.wanted} or back not in update.installed:
+        return update, ()
+    return replace(update, active=back), (Switch(back),)
 
 
 def _fresh(update: Update) -> Update:
@@ -239,7 +247,7 @@ def _fresh(update: Update) -> Update:
     )  # fmt: skip
 
 
-def _offer(update: Update, now: float) -> Outcome:
+def _offer(update: Update, now: float, policy: Policy) -> Outcome:
     target, digest = update.target, update.wanted
     assert target is not None
     if target.version is None:
@@ -247,8 +255,10 @@ def _offer(update: Update, now: float) -> Outcome:
         return gone, (Switch(None), Prune(()), Tell("confirmed"))
     if digest is None:
         return _reject(update, "bad_target", f"version {target.version!r} without a manifest digest")
+    if digest == update.active == update.confirmed:
+        return _end(update, "confirmed"), (Tell("confirmed"),)
     if digest == update.active:
-        return _end(replace(update, confirmed=digest), "confirmed"), (Tell("confirmed"),)
+        return _soak(update, digest, now, policy), (Tell("soaking"),)
     if digest in update.penalties:
         return _reject(update, "penalty_box", f"{digest[:12]} failed here before: {update.penalties[digest]}")
     if target.deadline is not None and now > target.deadline:
@@ -300,31 +310,32 @@ def _failed(update: Update, event: Failed, now: float, policy: Policy, jitter: f
     update = replace(update, downloaded_bytes=update.downloaded_bytes + event.moved_bytes)
     if event.code in REJECTIONS:
         return _reject(update, event.code, event.detail)
-    return _fail(update, event.code, event.detail, now, policy, jitter, retryable=event.retryable)
+    return _fail(update, event, now, policy, jitter)
 
 
-def _fail(
-    update: Update, code: str, detail: str, now: float, policy: Policy, jitter: float, *, retryable: bool
-) -> Outcome:  # fmt: skip
+def _fail(update: Update, event: Failed, now: float, policy: Policy, jitter: float) -> Outcome:
     tries = update.tries + 1
-    again = retryable and tries < MOST_TRIES
+    again = event.retryable and tries < MOST_TRIES
     update = replace(
-        update, stage="failed", tries=tries, code=code, detail=detail, retryable=again, boots=0,
+        update, stage="failed", tries=tries, code=event.code, detail=event.detail, retryable=again, boots=0,
         wake_at=now + backoff_s(tries, policy, jitter) if again else None,
     )  # fmt: skip
-    if not retryable and update.wanted is not None:
-        update = _penalise(update, update.wanted, code)
+    if not event.retryable:
+        update = _penalise(update, event.digest, event.code)
     return update, (Tell("failed"),)
 
 
 def _tested(update: Update, event: Tested, now: float, policy: Policy) -> Outcome:
     if update.stage != "self_test" or event.digest != update.wanted:
         return update, ()
-    update = replace(
-        update, stage="soaking", active=event.digest, boots=0, booted_at=now, soak_until=now + policy.soak_s,
-        wake_at=now + min(policy.health_s, policy.soak_s),
+    return _soak(update, event.digest, now, policy), (Switch(event.digest), Tell("soaking"))
+
+
+def _soak(update: Update, digest: str, now: float, policy: Policy) -> Update:
+    return replace(
+        update, stage="soaking", active=digest, boots=0, booted_at=now, soak_until=now + policy.soak_s,
+        wake_at=now + min(policy.health_s, policy.soak_s), code=None, detail=None, retryable=False,
     )  # fmt: skip
-    return update, (Switch(event.digest), Tell("soaking"))
 
 
 def _tick(update: Update, now: float, policy: Policy) -> Outcome:
@@ -333,7 +344,7 @@ def _tick(update: Update, now: float, policy: Policy) -> Outcome:
     assert update.target is not None
     match update.stage:
         case "offered" | "failed":
-            return _offer(replace(update, wake_at=None), now)
+            return _offer(replace(update, wake_at=None), now, policy)
         case "downloading":
             return replace(update, wake_at=None), (Fetch(update.target),)
         case "soaking" if update.active is not None:
@@ -413,7 +424,8 @@ def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter:
     moves: tuple[Action, ...] = (Switch(update.active), Prune(installed)) if was_active else (Prune(installed),)
     if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test"}:
         return update, moves
-    update, told = _fail(replace(update, tries=0), "damaged", event.detail, now, policy, jitter, retryable=True)
+    failure = Failed(event.digest, "damaged", event.detail, retryable=True)
+    update, told = _fail(replace(update, tries=0), failure, now, policy, jitter)
     return update, (*moves, *told)
 
 
@@ -426,10 +438,9 @@ def _roll_back(update: Update, code: str, detail: str) -> Outcome:
 
 
 def _way_back(update: Update, bad: str) -> str | None:
-    choices: Callable[[str | None], bool] = lambda d: d is not None and d != bad and d in update.installed  # noqa: E731
-    if choices(update.confirmed):
+    if update.confirmed != bad and update.confirmed in update.installed:
         return update.confirmed
-    return next((d for d in update.installed if choices(d) and d not in update.penalties), None)
+    return next((d for d in reversed(update.installed) if d != bad and d not in update.penalties), None)
 
 
 def _reject(update: Update, code: str, detail: str) -> Outcome:

@@ -1,0 +1,169 @@
+"""The agent: models that answer at once, kept up to date, watched and backed up by threads that no call ever waits for.
+
+with Agent("agent.toml") as agent:
+    result = agent.model("kws").run({"audio": window})
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import urllib3
+
+from edgeml.runtime.backends import Array
+from edgeml.runtime.config import AgentConfig, load_config
+from edgeml.runtime.device import Device, Job, Workers
+from edgeml.runtime.host import Host
+from edgeml.runtime.loop import Loop
+from edgeml.runtime.model import Result
+from edgeml.runtime.status import Status, StatusFile, status_of
+from edgeml.wire.errors import ConfigError
+
+STOP_S: Final = 15.0  # how long a closing agent waits for each of its threads
+
+
+class Worker:
+    """One thread that does jobs in the order they came."""
+
+    def __init__(self, name: str, *, done: Callable[[], None]) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._done = done
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+        self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            self._done()
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A model by name: each call is answered by the version that is active when it starts."""
+
+    name: str
+    _host: Host
+
+    def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+        """Answer; never waits for an update or, but for the fall-back that was configured, for the network.
+
+        Raises:
+            InputError: the inputs do not fit the signature.
+            EngineError: the engine failed, or no version is installed.
+        """
+        return self._host.run(self.name, inputs, request_id)
+
+    @property
+    def version(self) -> str | None:
+        """Of the version that answers now; `None` if none does."""
+        serving = self._host.serving(self.name)
+        return None if serving is None else serving.model.version
+
+    @property
+    def digest(self) -> str | None:
+        serving = self._host.serving(self.name)
+        return None if serving is None else serving.model.digest
+
+
+class Agent:
+    """See the module. A context manager; one at a time may use a data folder.
+
+    Raises:
+        ConfigError: the settings cannot be used, or another agent uses the folder.
+        BundleError, SelfTestError: the factory bundle is unusable, and nothing else is installed.
+    """
+
+    def __init__(self, config: AgentConfig | Path | str) -> None:
+        self.config = config if isinstance(config, AgentConfig) else load_config(config)
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self._lock = _take(self.config.data)
+        self._host = Host(self.config)
+        self._pool = urllib3.PoolManager(maxsize=2, retries=False)
+        self._update_worker = Worker("edgeml-update", done=self._wake)
+        self._ask_worker = Worker("edgeml-ask", done=self._wake)
+        workers = Workers(self._update_worker.submit, self._ask_worker.submit)
+        self._loop: Loop | None = None
+        try:
+            self._device = Device(self.config, engine=self._host, sensor=self._host, workers=workers, pool=self._pool)
+            self._device.start()
+        except BaseException:
+            self._update_worker.stop()
+            self._ask_worker.stop()
+            self._release()
+            raise
+        self._status = StatusFile(self._device, pid=os.getpid(), notes=self._host.notes)
+        self._loop = Loop([self._device], after_tick=self._status.refresh)
+        self._thread = threading.Thread(target=self._loop.run, name="edgeml-agent", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._device.stop()
+        for worker in (self._update_worker, self._ask_worker):
+            worker.stop()
+        if self._loop is not None:
+            self._loop.stop()
+            self._thread.join(STOP_S)
+        self._device.close()
+        self._host.close()
+        self._pool.clear()
+        self._release()
+
+    def model(self, name: str) -> Handle:
+        """A model of the configuration, or one that the fleet has installed.
+
+        Raises:
+            ConfigError: neither.
+        """
+        known = {*self.config.models, *(update.model for update in self._device.updates)}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"add [models.{name}] to the agent's configuration"
+            raise ConfigError(f"no model {name!r}", hint=hint)
+        return Handle(name, self._host)
+
+    @property
+    def status(self) -> Status:
+        return status_of(self._device, os.getpid(), self._host.notes)
+
+    def _wake(self) -> None:
+        if self._loop is not None:
+            self._loop.wake()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _take(data: Path) -> int:
+    """Lock the data folder until the process ends: two agents on one spool would send each other's numbers."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"data folder {str(data)!r} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(f"another agent uses {str(data)!r}", hint="stop it, or give [device] another data folder") from error
+    return descriptor

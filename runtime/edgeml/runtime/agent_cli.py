@@ -1,0 +1,93 @@
+"""`edgeml agent`: run the agent, check its settings, see what it does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from edgeml.runtime.agent import Agent
+from edgeml.runtime.config import load_config
+from edgeml.runtime.status import ModelStatus, Status, read_status, screen
+from edgeml.wire.errors import ConfigError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Config = Annotated[Path, typer.Option("--config", help="The device's agent.toml.")]
+
+LOOK_S = 0.5
+
+
+@app.command()
+def run(config: Config) -> None:
+    """Run until SIGTERM or Ctrl-C; prints a line whenever something changes."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with Agent(config) as agent:
+        _say(f"device {agent.config.device.id} up")
+        told: dict[str, str] = {}
+        while not stopping.wait(LOOK_S):
+            for subject, line in _lines(agent.status):
+                if told.get(subject) != line:
+                    told[subject] = line
+                    _say(line)
+    _say("stopped")
+
+
+@app.command()
+def check(config: Config) -> None:
+    """Read the settings, and say what they mean; changes nothing."""
+    found = load_config(config)
+    for table in (found.service,):
+        if table is not None and not found.path(table.root).is_file():
+            raise ConfigError(f"TUF root {str(found.path(table.root))!r} is not there", hint="copy root.json from your fleet")
+    for name, model in found.models.items():
+        if model.bundle is not None and not found.path(model.bundle).exists():
+            raise ConfigError(f"bundle of model {name!r}: {str(found.path(model.bundle))!r} is not there")
+    fleet = found.service.url if found.service else "none"
+    broker = (
+        found.broker.url
+        if found.broker
+        else f"none; asks the service every {found.service.poll_s:.0f} s"
+        if found.service
+        else "none"
+    )
+    print(f"device   {found.device.id}\ndata     {found.data}\nservice  {fleet}\nbroker   {broker}")
+    for name, model in found.models.items():
+        print(f"model    {name}  {model.bundle or '(waits for the fleet)'}")
+
+
+@app.command()
+def status(config: Config, json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """What the agent of this configuration does, from the file it keeps."""
+    found = read_status(load_config(config).data)
+    print(msgspec.json.encode(found).decode() if json else screen(found, time.time()))
+
+
+def _lines(found: Status) -> list[tuple[str, str]]:
+    lines = [("link", f"link: {found.link}")]
+    if found.service != "ok":
+        lines.append(("service", f"service: {found.service}"))
+    return [*lines, *((f"model {model.name}", _model_line(model)) for model in found.models)]
+
+
+def _model_line(model: ModelStatus) -> str:
+    line = f"{model.name}: answers with {model.active_version or 'nothing'}"
+    if model.stage is not None:
+        line += f"; {model.wanted} {model.stage} (rev {model.rev})"
+    return line + (f"; {model.code}: {model.detail}" if model.code else "")
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,274 @@
+"""The models of one process: which version answers, switched between two calls, with its telemetry and its fall-back.
+
+A call leases the version that answers at its start and keeps it to its end; a version that was switched away is closed by the
+last call that leaves it. No call waits for a switch, a download or the network, and none is dropped.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeml.runtime.backends import Array
+from edgeml.runtime.bundle import open_bundle
+from edgeml.runtime.choose import this_board
+from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.config import AgentConfig, FallbackTable, ModelTable
+from edgeml.runtime.fallback import Policy
+from edgeml.runtime.golden import self_test
+from edgeml.runtime.hybrid import Hybrid
+from edgeml.runtime.install import Vitals, code_of
+from edgeml.runtime.model import Model, Result, load
+from edgeml.runtime.telemetry import Window
+from edgeml.runtime.trial import Choice, try_bundle
+from edgeml.runtime.trust import Custom
+from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
+from edgeml.wire.messages import State, Telemetry
+
+
+class Serving:
+    """One loaded version and what it did. `path` is the bundle it was loaded from."""
+
+    def __init__(self, model: Model, path: Path, fallback: FallbackTable | None, now: float) -> None:
+        self.model = model
+        self.path = path
+        self.window = Window(model.manifest, now)
+        self.runs = 0
+        self.errors = 0
+        self._hybrid = None if fallback is None else _hybrid(model, fallback)
+        self._leases = 0
+        self._retired = False
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
+        answer = self.model.run if self._hybrid is None else self._hybrid.run
+        try:
+            result = answer(inputs, request_id=request_id)
+        except InputError:
+            self.window.record_error("input")  # the caller's mistake says nothing about the version's health
+            raise
+        except EdgemlError as error:
+            self._count(failed=True)
+            self.window.record_error(code_of(error))
+            raise
+        self._count(failed=result.fallback == "error")  # the device failed, though the cloud answered
+        self.window.record(result)
+        return result
+
+    def enter(self) -> bool:
+        """Take a lease; `False` if this version is on its way out."""
+        with self._lock:
+            if self._retired:
+                return False
+            self._leases += 1
+            return True
+
+    def leave(self) -> None:
+        with self._lock:
+            self._leases -= 1
+            is_last = self._retired and self._leases == 0
+        if is_last:
+            self._close()
+
+    def retire(self) -> None:
+        """Close as soon as the last call has left."""
+        with self._lock:
+            is_idle = self._leases == 0 and not self._retired
+            self._retired = True
+        if is_idle:
+            self._close()
+
+    def _count(self, *, failed: bool) -> None:
+        with self._lock:
+            self.runs += 1
+            self.errors += failed
+
+    @property
+    def is_drained(self) -> bool:
+        return self._retired and self._leases == 0
+
+    def _close(self) -> None:
+        if self._hybrid is not None:
+            self._hybrid.close()
+        self.model.close()
+
+
+class Host:
+    """Engine and sensor of a real device (see `install.Engine` and `device.Sensor`).
+
+    Attributes:
+        notes: model -> a problem that stops nothing, for people to see.
+    """
+
+    def __init__(self, config: AgentConfig, *, now: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._now = now
+        self._serving: dict[str, Serving] = {}
+        self._prepared: dict[str, Serving] = {}
+        self._retired: list[Serving] = []
+        self._lock = threading.Lock()
+        self._board = this_board()
+        self.notes: dict[str, str] = {}
+
+    def run(self, model: str, inputs: Mapping[str, Array], request_id: str | None = None) -> Result:
+        """One answer from the version that is active now."""
+        with self._lease(model) as serving:
+            return serving.run(inputs, request_id)
+
+    def serving(self, model: str) -> Serving | None:
+        return self._serving.get(model)
+
+    def accepts(self, model: str, custom: Custom) -> None:
+        serving, table = self._serving.get(model), self._table(model)
+        if serving is not None and custom.signature not in {None, serving.model.manifest.signature.digest}:
+            fed = serving.model.version
+            what = f"{model} {custom.version} has other inputs or outputs than {fed}, which the application feeds"
+            raise UpdateError(what, code="signature", retryable=False)
+        fitting = [
+            v for v in custom.artifacts
+            if v.format in self._board.engines and table.format in {None, v.format} and table.precision in {None, v.precision}
+        ]  # fmt: skip
+        if custom.artifacts and not fitting:
+            held = ", ".join(f"{v.format}:{v.precision}" for v in custom.artifacts)
+            raise UpdateError(f"{model} {custom.version} has {held}; none can run here", code="no_variant", retryable=False)
+
+    def check(self, model: str, path: Path) -> str:
+        with open_bundle(path) as bundle:
+            if bundle.manifest.name != model:
+                raise BundleError("model of the bundle", expected=repr(model), got=repr(bundle.manifest.name))
+            return bundle.digest
+
+    def prepare(self, model: str, digest: str, path: Path) -> None:
+        table = self._table(model)
+        try_bundle(path, Choice(table.format, table.precision, table.threads), timeout_s=table.trial_s)
+        self._forget_prepared(model)
+        prepared = self._load(model, path, self_test=False)  # the child has just done it
+        if prepared.model.digest != digest:
+            prepared.retire()
+            raise BundleError(f"bundle of {model}", expected=digest[:12], got=prepared.model.digest[:12])
+        self._prepared[model] = prepared
+
+    def switch(self, model: str, digest: str | None, path: Path | None) -> None:
+        now_serving = self._serving.get(model)
+        if digest is None or path is None:
+            self._replace(model, None)
+            return
+        if now_serving is not None and now_serving.model.digest == digest:
+            return
+        prepared = self._prepared.pop(model, None)
+        if prepared is not None and prepared.model.digest != digest:
+            prepared.retire()
+            prepared = None
+        self._replace(model, prepared or self._checked(model, digest, path))
+
+    def vitals(self, model: str, digest: str) -> Vitals:
+        serving = self._serving.get(model)
+        if serving is None or serving.model.digest != digest:
+            return Vitals(0, 0, "the version is not loaded")
+        problem = None
+        with self._lease(model) as leased:
+            try:
+                with open_bundle(leased.path) as bundle:
+                    self_test(bundle, leased.model.artifact, leased.model.session)
+            except EdgemlError as error:
+                problem = str(error)
+        return Vitals(serving.runs, serving.errors, problem)
+
+    def version(self, model: str, digest: str) -> str | None:
+        serving = self._serving.get(model)
+        return serving.model.version if serving is not None and serving.model.digest == digest else None
+
+    def note(self, model: str, problem: str) -> None:
+        self.notes[model] = problem
+
+    def describe(self) -> State:
+        return State(
+            device="",
+            session=0,
+            online=True,
+            runtime=_version(),
+            arch=platform.machine().lower(),
+            engines={engine.name: engine.version for engine in self._board.engines.values()},
+            ram_bytes=self._board.ram_bytes,
+            models={name: serving.model.manifest.signature.digest for name, serving in list(self._serving.items())},
+        )
+
+    def windows(self, device: str, session: int, next_seq: Callable[[], int]) -> Iterator[Telemetry]:
+        now = self._now()
+        with self._lock:
+            drained = [serving for serving in self._retired if serving.is_drained]
+            self._retired = [serving for serving in self._retired if not serving.is_drained]
+            serving_now = [*drained, *self._retired, *self._serving.values()]
+        for serving in serving_now:
+            counts = serving.window.take(now)
+            if not counts.is_empty or serving in self._serving.values():
+                yield counts.telemetry(device, session, next_seq())
+
+    def close(self) -> None:
+        for model in list(self._serving):
+            self._replace(model, None)
+        for model in list(self._prepared):
+            self._forget_prepared(model)
+
+    @contextmanager
+    def _lease(self, model: str) -> Iterator[Serving]:
+        serving = self._serving.get(model)
+        while serving is not None and not serving.enter():
+            serving = self._serving.get(model)  # it was switched away between the two lines
+        if serving is None:
+            raise EngineError(f"no version of {model!r} is installed yet", hint="give [models.NAME] a bundle, or roll one out")
+        try:
+            yield serving
+        finally:
+            serving.leave()
+
+    def _replace(self, model: str, new: Serving | None) -> None:
+        with self._lock:
+            old = self._serving.pop(model, None) if new is None else self._serving.get(model)
+            if new is not None:
+                self._serving[model] = new
+            if old is not None:
+                self._retired.append(old)
+        if old is not None:
+            old.retire()
+
+    def _checked(self, model: str, digest: str, path: Path) -> Serving:
+        serving = self._load(model, path, self_test=True)
+        if serving.model.digest != digest:
+            serving.retire()
+            raise BundleError(f"bundle of {model}", expected=digest[:12], got=serving.model.digest[:12])
+        return serving
+
+    def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
+        table = self._table(model)
+        loaded = load(path, format=table.format, precision=table.precision, threads=table.threads, self_test=self_test)
+        return Serving(loaded, path, self._config.fallback, self._now())
+
+    def _forget_prepared(self, model: str) -> None:
+        prepared = self._prepared.pop(model, None)
+        if prepared is not None:
+            prepared.retire()
+
+    def _table(self, model: str) -> ModelTable:
+        return self._config.models.get(model, ModelTable())
+
+
+def _hybrid(model: Model, table: FallbackTable) -> Hybrid:
+    cloud = CloudClient(table.url, model.name, model.manifest.signature, token=table.token)
+    policy = Policy(
+        mode=table.mode, deadline_s=table.deadline_ms / 1000, least_score=table.least_score, daily_bytes=table.daily_bytes
+    )
+    return Hybrid(model, cloud, policy)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("edgeml-toolkit")
+    except PackageNotFoundError:
+        return ""

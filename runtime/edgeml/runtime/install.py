@@ -1,0 +1,229 @@
+"""Carries out what the update machine asks for one model: look up, download, check, store, test, switch.
+
+Runs on a worker, one action at a time per device. Whatever goes wrong becomes an event for the machine; after it the slots are
+as before, and the version that ran still runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgeml.runtime import updater
+from edgeml.runtime.fetch import Fetcher, Superseded
+from edgeml.runtime.slots import Installed, Slots
+from edgeml.runtime.trust import Custom, Signed, Trust
+from edgeml.wire.errors import (
+    BundleError,
+    EdgemlError,
+    EngineError,
+    MissingExtraError,
+    SelfTestError,
+    UnsupportedError,
+    UpdateError,
+    WorkerError,
+)
+from edgeml.wire.messages import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How a version does since it was switched to; `problem` if its self-test fails now."""
+
+    runs: int
+    errors: int
+    problem: str | None = None
+
+
+class Engine(Protocol):
+    """Whatever runs models on this device; the agent has a real one, a simulated fleet shares one."""
+
+    def accepts(self, model: str, custom: Custom) -> None:
+        """Refuse, before a byte is downloaded, what cannot work here.
+
+        Raises:
+            UpdateError: code `signature` or `no_variant`.
+        """
+        ...
+
+    def check(self, model: str, path: Path) -> str:
+        """Check every byte of a packed bundle; its manifest digest.
+
+        Raises:
+            BundleError: the bytes are not what the manifest promises.
+        """
+        ...
+
+    def prepare(self, model: str, digest: str, path: Path) -> None:
+        """Self-test where a crash harms nobody, then load beside and warm.
+
+        Raises:
+            EdgemlError: it cannot run here; what runs now is untouched.
+        """
+        ...
+
+    def switch(self, model: str, digest: str | None, path: Path | None) -> None:
+        """Answer with this version from the next call on; loads it if `prepare` has not.
+
+        Raises:
+            EdgemlError: it cannot be opened; what runs now goes on.
+        """
+        ...
+
+    def vitals(self, model: str, digest: str) -> Vitals:
+        """How the active version does."""
+        ...
+
+    def version(self, model: str, digest: str) -> str | None:
+        """Of a loaded bundle, by its digest."""
+        ...
+
+    def note(self, model: str, problem: str) -> None:
+        """Keep a problem that stops nothing, for people to see."""
+        ...
+
+
+@dataclass(slots=True)
+class Installer:
+    """One model's worker.
+
+    `factory` is the bundle the device was shipped with: its digest and path. `wanted` gives the digest that the machine wants
+    at this moment, so that a superseded download stops.
+    """
+
+    model: str
+    slots: Slots
+    trust: Trust | None
+    fetcher: Fetcher
+    engine: Engine
+    wanted: Callable[[], str | None]
+    factory: tuple[str, Path] | None = None
+
+    def carry_out(self, action: updater.Work) -> updater.Event | None:
+        """Do it; what the machine should know of the outcome."""
+        match action:
+            case updater.Fetch():
+                return self.fetch(action.target)
+            case updater.SelfTest():
+                return self.self_test(action.digest)
+            case updater.Switch():
+                return self.switch(action.digest)
+            case updater.CheckHealth():
+                return self.health(action.digest)
+            case updater.Prune():
+                self.prune(action.keep)
+                return None
+
+    def fetch(self, target: Target) -> updater.Event | None:
+        """Signed metadata, then bytes, then a slot. `None` if nobody wants it any more."""
+        digest = target.manifest_sha256 or ""
+        self.fetcher.moved_bytes = 0
+        try:
+            size_bytes = self._fetch(target, digest)
+        except Superseded:
+            return None
+        except EdgemlError as error:
+            return self._failure(digest, error)
+        return updater.Fetched(digest, size_bytes, self.fetcher.moved_bytes)
+
+    def self_test(self, digest: str) -> updater.Event:
+        try:
+            self.engine.prepare(self.model, digest, self.path(digest))
+        except BundleError as error:
+            return updater.Damaged(digest, str(error))
+        except EdgemlError as error:
+            return updater.Failed(digest, code_of(error), str(error), is_retryable(error))
+        return updater.Tested(digest)
+
+    def switch(self, digest: str | None) -> updater.Event | None:
+        try:
+            self.engine.switch(self.model, digest, None if digest is None else self.path(digest))
+            self.slots.activate(digest)
+        except UpdateError:
+            return None  # the pointer is only a sign for people; the stored state of the machine decides
+        except EdgemlError as error:
+            return None if digest is None else updater.Damaged(digest, str(error))
+        return None
+
+    def prune(self, keep: Sequence[str]) -> None:
+        try:
+            self.slots.prune(keep)
+        except UpdateError:  # the pointer could not be written, so nothing was deleted; the download will say `disk_full`
+            return
+
+    def health(self, digest: str) -> updater.Event:
+        vitals = self.engine.vitals(self.model, digest)
+        return updater.Health(digest, vitals.runs, vitals.errors, vitals.problem)
+
+    def path(self, digest: str) -> Path:
+        """Where a version lies: its slot, or the factory bundle."""
+        if self.factory is not None and digest == self.factory[0] and self.slots.find(digest) is None:
+            return self.factory[1]
+        return self.slots.path(digest)
+
+    def _fetch(self, target: Target, digest: str) -> int:
+        if self.trust is None:
+            raise UpdateError("no service to trust is configured", code="untrusted", retryable=False)
+        signed = self.trust.find(target.path or f"models/{target.model}/{target.version}.edgeml")
+        _require_match(signed.custom, target)
+        self.engine.accepts(self.model, signed.custom)
+        remote = signed.remote
+        part = self.slots.part(remote.sha256)
+        self.slots.clear_downloads(keep=remote.sha256)
+        have = part.stat().st_size if part.exists() else 0
+        self.slots.require_space(max(remote.length_bytes - have, 0))
+        self.fetcher.fetch(remote, part, stop=lambda: self.wanted() != digest)
+        try:
+            found = self.engine.check(self.model, part)
+        except EdgemlError:
+            part.unlink(missing_ok=True)
+            raise
+        if found != digest:
+            part.unlink(missing_ok=True)
+            raise UpdateError(f"the bundle is {found[:12]}, not {digest[:12]}", code="untrusted", retryable=False)
+        self.slots.install(part, _installed(signed))
+        return remote.length_bytes
+
+    def _failure(self, digest: str, error: EdgemlError) -> updater.Event:
+        code, moved = code_of(error), self.fetcher.moved_bytes
+        if code in {"unreachable", "metadata_expired"}:
+            return updater.Waiting(digest, code, str(error), moved)
+        return updater.Failed(digest, code, str(error), is_retryable(error), moved)
+
+
+def code_of(error: EdgemlError) -> str:
+    """The stable word that reports carry for an error."""
+    match error:
+        case UpdateError():
+            return error.code
+        case SelfTestError():
+            return "self_test"
+        case BundleError():
+            return "bundle"
+        case UnsupportedError() | MissingExtraError():
+            return "no_variant"
+        case WorkerError():
+            return "crash"
+        case EngineError():
+            return "engine"
+        case _:
+            return "internal"
+
+
+def is_retryable(error: EdgemlError) -> bool:
+    return isinstance(error, UpdateError) and error.retryable
+
+
+def _installed(signed: Signed) -> Installed:
+    custom = signed.custom
+    return Installed(custom.manifest_sha256, custom.version, signed.remote.sha256, signed.remote.length_bytes)
+
+
+def _require_match(custom: Custom, target: Target) -> None:
+    """The service may only choose among what is signed: what it says must be what the signature says."""
+    said = (target.model, target.version, target.manifest_sha256)
+    signed = (custom.model, custom.version, custom.manifest_sha256)
+    if said != signed:
+        raise UpdateError(f"the service says {said}, the signature says {signed}", code="untrusted", retryable=False)
