@@ -54,18 +54,22 @@ def size_accuracy(artifacts: Sequence[ArtifactReport]) -> str:
     x = _x_scale([p.artifact.bytes for p in found])
     floor = task.source_value - (task.budget / 100 if task.budget is not None else 0)
     y = _y_scale([v for p in found for v in (p.task.value, p.lowest)] + [task.source_value, floor])
-    parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Size against {METRICS.get(task.metric, task.metric)}">'
-    ]
-    parts += _frame(x, y, METRICS.get(task.metric, task.metric))
+    metric = METRICS.get(task.metric, task.metric)
+    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Size against {metric}">']
+    parts += _frame(x, y, metric)
     if task.budget is not None:
+        width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - y(floor)
+        parts.append(f'<rect class="over" x="{LEFT}" y="{y(floor):.1f}" width="{width}" height="{height:.1f}"/>')
         parts.append(
-            f'<rect class="over" x="{LEFT}" y="{y(floor):.1f}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - BOTTOM - y(floor):.1f}"/>'
+            _label(
+                WIDTH - RIGHT - 4,
+                y(floor) + 13,
+                f"over the budget of {task.budget:g} point{'s' if task.budget != 1 else ''}",
+                "end",
+            )
         )
-        parts.append(_label(WIDTH - RIGHT - 4, y(floor) + 13, f"over the budget of {task.budget:g} points", "end"))
-    parts.append(
-        f'<line class="source" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(task.source_value):.1f}" y2="{y(task.source_value):.1f}"/>'
-    )
+    at = f"{y(task.source_value):.1f}"
+    parts.append(f'<line class="source" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
     parts.append(_label(WIDTH - RIGHT - 4, y(task.source_value) - 5, f"source {share(task.source_value)}", "end"))
     parts.append(_frontier(found, x, y))
     for point in sorted(found, key=lambda p: -p.artifact.bytes):

@@ -42,7 +42,7 @@ def share(value: float | None, digits: int = 2) -> str:
 def error(value: float) -> str:
     if value >= UNMEASURED:
         return NOTHING
-    return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3g}"
+    return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:#.3g}"
 
 
 def points(value: float) -> str:
