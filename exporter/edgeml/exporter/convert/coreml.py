@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +77,9 @@ def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
     def decomposed() -> Any:
         return torch.export.export(module, example).run_decompositions()
 
-    inputs = [ct.TensorType(name=f"input_{i}", shape=tuple(tensor.shape), dtype=_dtype(tensor)) for i, tensor in enumerate(example)]
+    inputs = [
+        ct.TensorType(name=f"input_{i}", shape=tuple(tensor.shape), dtype=_dtype(tensor)) for i, tensor in enumerate(example)
+    ]
     failure: Exception | None = None
     for capture, told in ((traced, inputs), (exported, None), (decomposed, None)):
         try:
@@ -90,7 +92,7 @@ def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
 
 
 def passes() -> Any:
-    """coremltools' passes without those that miscompile."""
+    """The passes of coremltools without those that miscompile."""
     pipeline = coremltools().PassPipeline.DEFAULT
     pipeline.remove_passes(MISCOMPILING_PASSES)
     return pipeline
@@ -109,12 +111,14 @@ def coremltools() -> Any:
     return ct
 
 
-def packed(model: Any) -> bytes:
-    """The canonical bytes of a coremltools model."""
+def packed(model: Any, signature: Signature | None = None) -> bytes:
+    """The canonical bytes of a coremltools model, inputs and outputs named as in `signature` where Core ML allows it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.mlpackage"
         model.save(str(path))
-        return pack_mlpackage(path)
+        if signature is None:
+            return pack_mlpackage(path)
+        return pack_mlpackage(path, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
 
 
 def _convert(ct: Any, model: Any, target: str, **arguments: Any) -> Any:
@@ -144,7 +148,7 @@ def _first_target(convert: Callable[[str], Any]) -> Any:
 
 
 def _write(model: Any, signature: Signature, out: str) -> list[str]:
-    Path(out).write_bytes(packed(model))
+    Path(out).write_bytes(packed(model, signature))
     return []
 
 

@@ -114,7 +114,9 @@ class Interpreter:
 
     def reset(self) -> None:
         """Sets every state to zeros, as a fresh state is on a device."""
-        self._cells = {name: Cell(torch.zeros(_fixed(kind.shape), dtype=_torch(kind.dtype))) for name, kind in self._states.items()}
+        self._cells = {
+            name: Cell(torch.zeros(_fixed(kind.shape), dtype=_torch(kind.dtype))) for name, kind in self._states.items()
+        }
 
     def run(self, inputs: Mapping[str, Array], watch: Watch | None = None) -> dict[str, Array]:
         """One pass. `watch` is told every named tensor as it is computed.

@@ -4,8 +4,9 @@
     Data/com.apple.CoreML/model.mlmodel         the program and its description
     Data/com.apple.CoreML/weights/weight.bin    large constants
 
-`pack_mlpackage` writes the same bytes for the same conversion: identifiers, library versions and dates are left out. Reading
-is a trust boundary: names, sizes and the packing itself are checked before anything is written or parsed.
+`pack_mlpackage` writes the same bytes for the same conversion: identifiers, library versions and dates are left out and inner
+values are named by position. Reading is a trust boundary: names, sizes and the packing itself are checked before
+anything is written or parsed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import json
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from edgeml.exporter.mil.names import rename
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.wire.canonical import ZIP_LIMIT, ZipEntry, directory, header_size, local_header, zip_size
 from edgeml.wire.errors import ModelError
@@ -32,8 +34,8 @@ _SPACE: Final = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 4122's 
 _TOOLS: Final = "com.github.apple."  # metadata keys that coremltools writes about itself
 
 
-def pack_mlpackage(folder: Path) -> bytes:
-    """The canonical bytes of the package in `folder`.
+def pack_mlpackage(folder: Path, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> bytes:
+    """The canonical bytes of the package in `folder`; `inputs` and `outputs` rename it in the order of its description.
 
     Raises:
         ModelError: not a package with an ML program.
@@ -44,15 +46,15 @@ def pack_mlpackage(folder: Path) -> bytes:
             raise ModelError(f"{path.name!r} in the package is a link", hint="copy the file itself into the package")
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return pack_files(files)
+    return pack_files(files, inputs, outputs)
 
 
-def pack_files(files: Mapping[str, bytes]) -> bytes:
+def pack_files(files: Mapping[str, bytes], inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> bytes:
     """The canonical bytes of a package given as {name: content}, normalised."""
     kept = {name: data for name, data in files.items() if name == MODEL or name.startswith(WEIGHTS)}
     if MODEL not in kept:
         raise ModelError("not an .mlpackage", expected=f"a file {MODEL!r}", got=repr(sorted(files)))
-    kept[MODEL] = _normal_model(kept[MODEL])
+    kept[MODEL] = _normal_model(kept[MODEL], inputs, outputs)
     kept[MANIFEST] = _normal_manifest(has_weights=len(kept) > 1)
     return _zip(kept)
 
@@ -142,7 +144,7 @@ def _normal_manifest(*, has_weights: bool) -> bytes:
     return json.dumps(content, indent=4, sort_keys=True).encode()
 
 
-def _normal_model(data: bytes) -> bytes:
+def _normal_model(data: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
     model = parse_model(data)
     metadata = model.description.metadata
     user = {key: value for key, value in metadata.userDefined.items() if not key.startswith(_TOOLS)}
@@ -150,6 +152,7 @@ def _normal_model(data: bytes) -> bytes:
         metadata.ClearField(field)
     metadata.userDefined.update(user)
     model.mlProgram.attributes.pop("buildInfo", None)
+    rename(model, inputs, outputs)
     _drop_empty_metadata(model.description)
     return bytes(model.SerializeToString(deterministic=True))
 

@@ -240,7 +240,7 @@ def _decode(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Arr
     values = (single.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(axis=1)
     if dtype.startswith("i"):
         values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values)
-    return values.astype(_numpy(dtype)).reshape(shape)
+    return np.asarray(values, dtype=_numpy(dtype)).reshape(shape)
 
 
 def _fit(values: Array, shape: tuple[int, ...]) -> Array:

@@ -28,9 +28,7 @@ def _module(name: str) -> ModuleType:
         if found is None or found.origin is None:
             raise MissingExtraError("coremltools", "export")
         folder = Path(found.origin).parent / "proto"
-        spec = importlib.util.spec_from_file_location(
-            _ALIAS, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
+        spec = importlib.util.spec_from_file_location(_ALIAS, folder / "__init__.py", submodule_search_locations=[str(folder)])
         if spec is None:
             raise MissingExtraError("coremltools", "export")
         sys.modules[_ALIAS] = importlib.util.module_from_spec(spec)  # its own code, which loads every format, is not run
@@ -43,7 +41,7 @@ def parse_model(data: bytes) -> Any:
     Raises:
         ModelError: not such a message, or not an ML program.
     """
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no annotations
 
     model = _module("Model_pb2").Model()
     try:
@@ -52,7 +50,9 @@ def parse_model(data: bytes) -> Any:
         raise ModelError(f"not a Core ML model: {error}") from error
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
-        raise ModelError("Core ML model", expected="an mlProgram", got=repr(kind), hint="convert it with convert_to='mlprogram'")
+        raise ModelError(
+            "Core ML model", expected="an mlProgram", got=repr(kind), hint="convert it with convert_to='mlprogram'"
+        )
     return model
 
 

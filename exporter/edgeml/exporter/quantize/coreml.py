@@ -1,8 +1,8 @@
 """Core ML's float16 and int8-weight models from the packed float32 one; needs coremltools, not the source's framework.
 
 float16: every operation computes in float16, inputs and outputs stay float32. int8: weights only, one scale a channel,
-symmetric; activations stay in the precision of the model given. Run these in a process that does not see TensorFlow, which
-coremltools would import.
+symmetric; activations are float16, the only precision the Neural Engine has. Run these where
+TensorFlow cannot be seen: coremltools would import it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -49,9 +49,14 @@ def to_fp16_coreml(model: bytes) -> bytes:
         return packed(converted)
 
 
-def to_int8_coreml(model: bytes) -> Quantized:
-    """A packed model with its large weights as int8, each output channel with its own scale, zero point 0."""
+def to_int8_coreml(model: bytes, *, compute: Literal["float16", "float32"] = "float16") -> Quantized:
+    """A packed float32 model with its large weights as int8, each output channel with its own scale, zero point 0.
+
+    `compute` is what the operations calculate in: float32 is for models whose activations overflow float16.
+    """
     ct = coremltools()
+    if compute == "float16":
+        model = to_fp16_coreml(model)
     from coremltools.optimize import coreml as compress
 
     settings = compress.OpLinearQuantizerConfig(
@@ -65,7 +70,7 @@ def to_int8_coreml(model: bytes) -> Quantized:
         result = packed(quantized)
     counts = count_operations(result)
     weights = sum(counts.get(kind, 0) for kind in _UNPACKING)
-    return Quantized(result, (f"{weights} weight tensors are int8, symmetric, a scale per channel; activations stay float",))
+    return Quantized(result, (f"{weights} weight tensors are int8, symmetric, a scale per channel; computing in {compute}",))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
 
 @operation("thresholded_relu")
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
-    """x where x >= alpha, else 0."""
+    """`x` where it is at least alpha, else 0."""
     return torch.where(x >= alpha, x, torch.zeros_like(x))
 
 
@@ -49,7 +49,7 @@ def elu(x: Tensor, alpha: float) -> Tensor:
 
 @operation("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """x * Phi(x), or its approximations by tanh and by a sigmoid."""
+    """`x * Phi(x)`, or its approximations by tanh and by a sigmoid."""
     if mode.upper() == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     return functional.gelu(x, approximate="tanh" if mode.upper() == "TANH_APPROXIMATION" else "none")
@@ -96,13 +96,13 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 @operation("scaled_tanh")
 def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """alpha * tanh(beta * x)."""
+    """`alpha * tanh(beta * x)`."""
     return alpha * torch.tanh(beta * x)
 
 
 @operation("linear_activation")
 def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """alpha * x + beta."""
+    """`alpha * x + beta`."""
     return alpha * x + beta
 
 

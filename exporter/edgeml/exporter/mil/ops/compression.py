@@ -13,14 +13,14 @@ from edgeml.exporter.mil.registry import Ints, operation
 
 @operation("constexpr_affine_dequantize", folds=True)
 def affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int) -> Tensor:
-    """scale * (data - zero_point), per tensor or along `axis`."""
+    """`scale * (data - zero_point)`, per tensor or along `axis`."""
     shifted = quantized_data.to(torch.float32) - along(zero_point, quantized_data, axis).to(torch.float32)
     return along(scale, quantized_data, axis) * shifted
 
 
 @operation("constexpr_blockwise_shift_scale", folds=True)
 def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    """scale * (data - offset); each element of scale and offset serves one block of data."""
+    """`scale * (data - offset)`; each element of scale and offset serves one block of data."""
     shifted = data.to(torch.float32)
     if offset is not None:
         shifted = shifted - _blocks(offset, data).to(torch.float32)

@@ -1,5 +1,7 @@
 """Convolution and transposed convolution in one to three spatial dimensions."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 from typing import Final
@@ -49,7 +51,7 @@ def conv_transpose(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """weight: (C_in, C_out / groups, *kernel). The full result is cropped by the padding, or to `output_shape` from its start."""
+    """weight: (C_in, C_out / groups, *kernel). The full result is cropped by the padding, or to `output_shape`."""
     rank = x.dim() - 2
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     full = _TRANSPOSED[rank](x, weight, None, strides, 0, 0, groups, dilations)

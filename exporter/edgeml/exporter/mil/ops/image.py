@@ -1,5 +1,7 @@
 """Resizing, cropping and resampling of (…, height, width) tensors by separable grids."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 import math
@@ -94,7 +96,9 @@ def crop_resize(
     if boxes is not None:
         where = box_indices.tolist() if box_indices is not None else list(range(len(boxes)))
         corners = _corners(boxes * spatial_scale, x, box_coordinate_mode, normalized=normalized_coordinates)
-        return torch.cat([_patch(x[i : i + 1], box, size, sampling_mode, pad_value) for i, box in zip(where, corners, strict=True)])
+        return torch.cat(
+            [_patch(x[i : i + 1], box, size, sampling_mode, pad_value) for i, box in zip(where, corners, strict=True)]
+        )
     if roi is None:
         raise UnsupportedError("Core ML operation 'crop_resize' without boxes is not supported")
     rows = roi.reshape(roi.shape[0], -1)
@@ -113,7 +117,7 @@ def resample(
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
-    """x at `coordinates` (B, H, W, 2), each (x, y)."""
+    """`x` at `coordinates` (B, H, W, 2), each (x, y)."""
     padding = {"constant": "zeros", "border": "border", "reflection": "reflection"}.get(padding_mode)
     if padding is None or (padding_mode == "constant" and padding_value != 0):
         raise UnsupportedError(f"Core ML resample padding {padding_mode!r} with {padding_value} is not supported")
@@ -140,7 +144,7 @@ def affine(
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
-    """x at a0 * x + a1 * y + a2, b0 * x + b1 * y + b2, coordinates from -1 to 1."""
+    """`x` at a0 * x + a1 * y + a2, b0 * x + b1 * y + b2, coordinates from -1 to 1."""
     matrices = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     shape = [x.shape[0], x.shape[1], output_height, output_width]
     places = functional.affine_grid(matrices, shape, align_corners)

@@ -11,7 +11,7 @@ from edgeml.exporter.mil.registry import Tensors, operation
 
 @operation("linear")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias; weight: (C_out, C_in)."""
+    """`x @ weight.T + bias`; weight: (C_out, C_in)."""
     return functional.linear(x, weight, bias)
 
 

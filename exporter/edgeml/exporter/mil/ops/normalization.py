@@ -1,5 +1,7 @@
 """Normalisation over batches, layers, instances and neighbours."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 import torch
@@ -26,7 +28,7 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
 def layer_norm(
     x: Tensor, axes: Ints | None = None, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
-    """gamma and beta have the shape of the normalised axes."""
+    """`gamma` and `beta` have the shape of the normalised axes."""
     over = sorted(axis % x.dim() for axis in (axes if axes is not None else range(x.dim())))
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
     centred = x - x.mean(over, keepdim=True)
@@ -38,11 +40,11 @@ def layer_norm(
 
 @operation("l2_norm")
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """x / sqrt(sum of squares over the last three axes + epsilon)."""
+    """`x / sqrt(s + epsilon)`, s the sum of squares over the last three axes."""
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
 @operation("local_response_norm")
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """x / (k + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
+    """`x / (k + alpha / size * s) ** beta`, s the sum of squares over `size` neighbouring channels."""
     return functional.local_response_norm(x, size, alpha, beta, k)

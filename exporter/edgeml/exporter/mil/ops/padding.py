@@ -1,5 +1,7 @@
 """How much convolution and pooling pad: MIL's words, TensorFlow's arithmetic."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +12,12 @@ Pads = list[tuple[int, int]]
 
 
 def explicit_pads(
-    pad_type: str, pad: Sequence[int], sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    pad_type: str,
+    pad: Sequence[int],
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
 ) -> Pads:
     """(before, after) for each spatial axis.
 

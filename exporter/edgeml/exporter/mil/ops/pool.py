@@ -1,5 +1,7 @@
 """Maximum, average and L2 pooling."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 import math
@@ -45,7 +47,10 @@ def avg_pool(
     if not ceil_mode:
         return sums / math.prod(kernel_sizes)
     inside = functional.pad(ones, torch_pads(told), value=1.0)
-    extra = [(0, after - seen) for (_, after), (_, seen) in zip(_pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode), told, strict=True)]
+    extra = [
+        (0, after - seen)
+        for (_, after), (_, seen) in zip(_pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode), told, strict=True)
+    ]
     return sums / _sums(inside, kernel_sizes, strides, extra)
 
 
@@ -53,7 +58,7 @@ def avg_pool(
 def l2_pool(
     x: Tensor, kernel_sizes: Ints, pad_type: str, strides: Ints | None = None, pad: Ints = (), ceil_mode: bool = False
 ) -> Tensor:
-    """sqrt of the sum of squares in each window."""
+    """Root of the sum of squares in each window."""
     strides = strides or (1,) * len(kernel_sizes)
     return torch.sqrt(_sums(x.square(), kernel_sizes, strides, _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)))
 

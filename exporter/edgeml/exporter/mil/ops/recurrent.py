@@ -1,5 +1,7 @@
 """LSTM, GRU and plain recurrence over (sequence, batch, features)."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 from collections.abc import Callable

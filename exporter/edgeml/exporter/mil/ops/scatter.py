@@ -1,5 +1,7 @@
 """Writing by index; several updates of one place combine, with `update` the last one stands."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 from typing import Final

@@ -68,7 +68,7 @@ def stack(values: Tensors, axis: int) -> Tensor:
 @operation("split")
 def split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None) -> tuple[Tensor, ...]:
     sizes = list(split_sizes) if split_sizes else [x.shape[axis] // (num_splits or 1)] * (num_splits or 1)
-    return torch.split(x, sizes, axis)
+    return x.split_with_sizes(sizes, axis)
 
 
 @operation("tile")

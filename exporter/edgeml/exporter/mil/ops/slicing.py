@@ -1,5 +1,7 @@
 """Slices and windows."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 import torch
@@ -48,7 +50,7 @@ def slice_update(
     end_mask: Ints = (),
     squeeze_mask: Ints = (),
 ) -> Tensor:
-    """x with the slice replaced by `update`."""
+    """`x` with the slice replaced by `update`."""
     places = torch.arange(x.numel()).reshape(x.shape)
     chosen = slice_by_index(places, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     result = x.clone().reshape(-1)
@@ -76,7 +78,7 @@ def _indices(x: Tensor, begin: Ints, end: Ints, stride: Ints | None, begin_mask:
 
 
 def _take(x: Tensor, axis: int, start: int, index: slice, *, single: bool) -> Tensor:
-    """torch slices without negative steps, so indices are spelt out for those."""
+    """One axis; other steps than 1 are spelt out as indices, since torch has no negative ones."""
     if single:
         return x.narrow(axis, start % x.shape[axis] if start < 0 else start, 1)
     first, last, step = index.indices(x.shape[axis])

@@ -1,5 +1,7 @@
 """Order: argsort, top k, non-maximum suppression."""
 
+# ruff: noqa: PLR0917 - the parameters are the operation's inputs
+
 from __future__ import annotations
 
 import torch
