@@ -65,6 +65,7 @@ def make_bundle(
     version: str = "1.0.0",
     bias: float = 0.0,
     artifacts: Sequence[tuple[Format, Precision]] = (("onnx", "fp32"),),
+    model_bias: float | None = None,
     golden_error: float = 0.0,
     defer_below: float | None = None,
     task: Literal["classify", "regress"] = "classify",
@@ -75,13 +76,19 @@ def make_bundle(
 ) -> Path:
     """Write `<name>-<version>.edgeml` into `folder`.
 
-    `golden_error` is added to the expected golden outputs, so that any value above the tolerance makes the self-test fail here.
+    `golden_error` is added to the expected golden outputs, so that any value above the tolerance makes the self-test fail here;
+    `model_bias` goes into the model files instead of `bias`, so that they compute something else than the bundle promises.
     `artifacts` lists ("onnx", "fp32" | "int8") and ("tflite", "fp32"); `fixed_batch` fixes the ONNX files at one sample a call.
     """
     x = samples()
     expected = logits(x, bias) + np.float32(golden_error)
     built = [
-        _artifact(_blank(kind, precision, requires), expected, bias=bias, fixed_batch=fixed_batch)
+        _artifact(
+            _blank(kind, precision, requires),
+            expected,
+            bias=bias if model_bias is None else model_bias,
+            fixed_batch=fixed_batch,
+        )
         for kind, precision in artifacts
     ]
     post = PostProcessing("logits", "softmax", defer_below=defer_below) if task == "classify" else None

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeml.runtime import fallback
+from edgeml.runtime.backends import Array
+from edgeml.runtime.cloud import Answer
+from edgeml.runtime.fallback import Policy, State
+from edgeml.runtime.hybrid import Hybrid
+from edgeml.runtime.model import Model, load
+from edgeml.wire.errors import EngineError, InputError, LinkError, ServiceError
+from tests.unit.bundles import logits, make_bundle, samples
+
+SURE = np.array([2, 0, 0, 0], np.float32)  # logits 2.25, -2, -0.25: class 0 at 0.91
+UNSURE = np.zeros(4, np.float32)  # logits 0.25, 0, -0.25: class 0 at 0.42
+
+
+def test_three_failures_in_a_row_open_the_breaker() -> None:
+    policy, state = Policy(open_s=30), State()
+    for _ in range(2):
+        state = fallback.failed(state, policy, now=0)
+        assert fallback.may_ask(state, policy, 0, 1)[1] is None
+    state = fallback.failed(state, policy, now=0)
+    assert fallback.may_ask(state, policy, 29.9, 1)[1] == "breaker_open"
+
+
+def test_a_success_between_failures_closes_the_count() -> None:
+    policy, state = Policy(), State()
+    for _ in range(10):
+        state = fallback.succeeded(fallback.failed(fallback.failed(state, policy, 0), policy, 0))
+    assert fallback.may_ask(state, policy, 0, 1)[1] is None
+
+
+def test_one_probe_goes_through_and_its_failure_doubles_the_wait() -> None:
+    policy, state = Policy(open_s=30, longest_open_s=100), State()
+    for _ in range(3):
+        state = fallback.failed(state, policy, now=0)
+    state, refusal = fallback.may_ask(state, policy, 30, 1)
+    assert refusal is None
+    assert fallback.may_ask(state, policy, 30, 1)[1] == "probing"
+    state = fallback.failed(state, policy, now=30)
+    assert fallback.may_ask(state, policy, 30 + 59, 1)[1] == "breaker_open"
+    state, refusal = fallback.may_ask(state, policy, 30 + 60, 1)
+    assert refusal is None
+    state = fallback.failed(state, policy, now=90)
+    assert fallback.may_ask(state, policy, 90 + 99, 1)[1] == "breaker_open"  # 120 is capped at 100
+    state, refusal = fallback.may_ask(state, policy, 190, 1)
+    assert refusal is None
+    assert fallback.may_ask(fallback.succeeded(state), policy, 190, 1)[1] is None
+
+
+def test_the_daily_budget_counts_both_ways_and_starts_again_next_day() -> None:
+    policy, state = Policy(daily_bytes=1000), State()
+    state, refusal = fallback.may_ask(state, policy, 100.0, 600)
+    assert refusal is None
+    state = fallback.succeeded(state, received_bytes=200)
+    assert fallback.may_ask(state, policy, 200.0, 300)[1] == "budget"
+    assert fallback.may_ask(state, policy, 200.0, 200)[1] is None
+    assert fallback.may_ask(state, policy, 86_400.0, 1000)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "score", "least", "drifting", "reason"),
+    [
+        (Policy(), 0.4, 0.5, False, "low_confidence"),
+        (Policy(), 0.5, 0.5, False, None),
+        (Policy(least_score=0.3), 0.4, 0.5, False, None),
+        (Policy(), 0.4, None, False, None),
+        (Policy(), None, 0.5, False, None),
+        (Policy(), 0.9, 0.5, True, "drift"),
+        (Policy("device-only"), 0.1, 0.5, True, None),
+        (Policy("prefer-cloud"), 0.1, 0.5, True, None),
+    ],
+    ids=["below", "at", "owner", "no-limit", "no-score", "drift", "device-only", "prefer-cloud"],
+)
+def test_the_cloud_is_asked_for_a_reason(
+    policy: Policy, score: float | None, least: float | None, *, drifting: bool, reason: str | None
+) -> None:
+    assert fallback.reason_after(policy, score=score, least_score=least, drifting=drifting) == reason
+
+
+def test_a_cloud_that_comes_first_leaves_the_device_its_time() -> None:
+    policy = Policy("prefer-cloud", deadline_s=0.2)
+    state = fallback.device_answered(State(), 0.05)
+    assert fallback.cloud_share_s(state, policy, 0.01) == pytest.approx(0.14)
+    assert fallback.cloud_share_s(state, policy, 0.19) == 0
+
+
+class FakeCloud:
+    """Answers with `reply`, which may raise or wait."""
+
+    def __init__(self, reply: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
+        self.reply = reply
+        self.asked: list[float] = []
+
+    def infer(self, inputs: Mapping[str, Array], *, request_id: str, deadline_s: float) -> Answer:
+        self.asked.append(deadline_s)
+        return Answer(self.reply(inputs), "toy", "2.0.0", 100, 100)
+
+    def close(self) -> None: ...
+
+
+def says_high(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {"logits": np.array([[0, 0, 9]] * len(inputs["x"]), np.float32)}
+
+
+def is_dead(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    raise LinkError("the cloud cannot be reached")
+
+
+def refuses(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    raise ServiceError("no", status=503)
+
+
+def lies(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {"logits": np.array([[np.nan, 0, 0]], np.float32)}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load(make_bundle(tmp_path, defer_below=0.6))
+
+
+def test_a_sure_device_does_not_ask(model: Model) -> None:
+    cloud = FakeCloud(says_high)
+    with Hybrid(model, cloud, Policy(deadline_s=5)) as hybrid:
+        result = hybrid.run({"x": SURE})
+    assert (result.source, result.label, result.fallback, cloud.asked) == ("device", "low", None, [])
+
+
+def test_an_unsure_device_takes_the_clouds_answer(model: Model) -> None:
+    with Hybrid(model, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+        result = hybrid.run({"x": UNSURE})
+    assert (result.source, result.label, result.version, result.fallback) == ("cloud", "high", "2.0.0", "low_confidence")
+    assert result.outputs["logits"].shape == (3,)
+    assert result.score == pytest.approx(np.exp(9) / (np.exp(9) + 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("reply", [is_dead, refuses, lies], ids=["dead", "refusing", "lying"])
+def test_the_device_answers_when_the_cloud_is_no_use(model: Model, reply: Callable[..., dict[str, Array]]) -> None:
+    with Hybrid(model, FakeCloud(reply), Policy(deadline_s=5)) as hybrid:
+        result = hybrid.run({"x": UNSURE})
+        assert hybrid.last_problem in {"unreachable", "refused"}
+    assert (result.source, result.label, result.fallback) == ("device", "low", None)
+
+
+def test_a_hanging_cloud_does_not_delay_the_answer(model: Model) -> None:
+    release = threading.Event()
+
+    def hangs(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        release.wait(30)
+        return says_high(inputs)
+
+    with Hybrid(model, FakeCloud(hangs), Policy(deadline_s=0.2)) as hybrid:
+        started = time.monotonic()
+        result = hybrid.run({"x": UNSURE})
+        took = time.monotonic() - started
+        release.set()
+    assert (result.source, result.label) == ("device", "low")
+    assert took < 1.0  # the deadline is 0.2 s; the rest is this machine's patience
+
+
+def test_a_dead_cloud_is_left_alone_after_three_tries(model: Model) -> None:
+    cloud = FakeCloud(is_dead)
+    with Hybrid(model, cloud, Policy(deadline_s=5), clock=lambda: 0.0) as hybrid:
+        for _ in range(10):
+            assert hybrid.run({"x": UNSURE}).source == "device"
+        assert hybrid.last_problem == "breaker_open"
+    assert len(cloud.asked) == 3
+
+
+def test_a_device_that_fails_is_answered_for(model: Model) -> None:
+    model.close()
+    with Hybrid(model, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+        result = hybrid.run({"x": SURE})
+        assert (result.source, result.fallback) == ("cloud", "error")
+    with Hybrid(model, FakeCloud(is_dead), Policy(deadline_s=5)) as hybrid, pytest.raises(EngineError, match="closed"):
+        hybrid.run({"x": SURE})
+
+
+def test_a_wrong_input_is_nobodys_to_answer(model: Model) -> None:
+    cloud = FakeCloud(says_high)
+    for mode in fallback.MODES:
+        with Hybrid(model, cloud, Policy(mode, deadline_s=5)) as hybrid, pytest.raises(InputError):
+            hybrid.run({"x": SURE[:2]})
+    assert cloud.asked == []
+
+
+def test_prefer_cloud_falls_back_to_the_device(model: Model) -> None:
+    policy = Policy("prefer-cloud", deadline_s=5)
+    with Hybrid(model, FakeCloud(says_high), policy) as hybrid:
+        assert (hybrid.run({"x": SURE}).source, hybrid.run({"x": SURE}).fallback) == ("cloud", None)
+    with Hybrid(model, FakeCloud(is_dead), policy) as hybrid:
+        result = hybrid.run({"x": SURE})
+    assert (result.source, result.label, result.fallback) == ("device", "low", "error")
+
+
+def test_cloud_only_raises_what_went_wrong(model: Model) -> None:
+    with Hybrid(model, FakeCloud(is_dead), Policy("cloud-only", deadline_s=5)) as hybrid, pytest.raises(LinkError):
+        hybrid.run({"x": SURE})
+
+
+def test_device_only_never_asks(model: Model) -> None:
+    cloud = FakeCloud(says_high)
+    with Hybrid(model, cloud, Policy("device-only", deadline_s=5)) as hybrid:
+        assert hybrid.run({"x": UNSURE}).source == "device"
+    assert cloud.asked == []
+
+
+def test_a_device_too_slow_for_the_deadline_asks_first_and_tries_again_later(model: Model) -> None:
+    cloud = FakeCloud(says_high)
+    with Hybrid(model, cloud, Policy(deadline_s=0.5)) as hybrid:
+        hybrid._state = fallback.device_answered(State(), 0.8)
+        first = hybrid.run({"x": SURE})
+        assert (first.source, first.fallback) == ("cloud", "deadline")
+        sources = [hybrid.run({"x": SURE}).source for _ in range(40)]
+    assert sources[-1] == "device"
+
+
+def test_a_batch_goes_to_the_cloud_as_a_batch(model: Model) -> None:
+    with Hybrid(model, FakeCloud(says_high), Policy("cloud-only", deadline_s=5)) as hybrid:
+        assert hybrid.run({"x": samples(4)}).outputs["logits"].shape == logits(samples(4)).shape
