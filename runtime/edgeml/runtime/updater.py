@@ -47,8 +47,8 @@ class Policy(msgspec.Struct, frozen=True):
 class Update(msgspec.Struct, frozen=True):
     """Where a device stands with one model; what survives a restart.
 
-    `installed` are the manifest digests that can be opened here, `penalties` the digests not to try again, with the reason.
-    `wake_at` is when the machine next has something to do by itself.
+    `installed` are the manifest digests that can be opened here, `factory` among them if the device was shipped with one;
+    `penalties` the digests not to try again, with the reason. `wake_at` is when the machine next has something to do by itself.
     """
 
     model: str
@@ -58,6 +58,7 @@ class Update(msgspec.Struct, frozen=True):
     active: str | None = None
     confirmed: str | None = None
     installed: tuple[str, ...] = ()
+    factory: str | None = None
     tries: int = 0
     waits: int = 0
     boots: int = 0
@@ -251,7 +252,8 @@ def _offer(update: Update, now: float, policy: Policy) -> Outcome:
     target, digest = update.target, update.wanted
     assert target is not None
     if target.version is None:
-        gone = _end(replace(update, active=None, confirmed=None, installed=()), "confirmed")
+        left = () if update.factory is None else (update.factory,)
+        gone = _end(replace(update, active=None, confirmed=None, installed=left), "confirmed")
         return gone, (Switch(None), Prune(()), Tell("confirmed"))
     if digest is None:
         return _reject(update, "bad_target", f"version {target.version!r} without a manifest digest")
@@ -275,7 +277,7 @@ def _begin(update: Update) -> Outcome:
     update = replace(update, code=None, detail=None, retryable=False, wake_at=None, boots=0)
     if digest in update.installed:
         return replace(update, stage="self_test"), (Tell("verified"), Tell("self_test"), SelfTest(digest))
-    keep = tuple(d for d in (update.active, update.confirmed) if d is not None)
+    keep = tuple(d for d in dict.fromkeys((update.active, update.confirmed, update.factory)) if d is not None)
     update = replace(update, stage="downloading", installed=tuple(d for d in update.installed if d in keep))
     return update, (Tell("downloading"), Prune(keep), Fetch(target))
 
@@ -369,7 +371,7 @@ def _health(update: Update, event: Health, now: float, policy: Policy) -> Outcom
 
 def _booted(update: Update, event: Booted, now: float) -> Outcome:
     installed = tuple(dict.fromkeys((*event.installed, *((event.factory,) if event.factory else ()))))
-    update = replace(update, installed=installed, booted_at=now)
+    update = replace(update, installed=installed, factory=event.factory, booted_at=now)
     if update.active is None and update.stage is None and event.factory is not None:
         update = replace(update, active=event.factory, confirmed=event.factory)
     if update.stage is None or update.target is None:
@@ -415,7 +417,7 @@ def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter:
     installed = tuple(d for d in update.installed if d != event.digest)
     was_active = event.digest == update.active
     update = replace(
-        update, installed=installed,
+        update, installed=installed, factory=None if event.digest == update.factory else update.factory,
         active=None if was_active else update.active,
         confirmed=None if event.digest == update.confirmed else update.confirmed,
     )  # fmt: skip
