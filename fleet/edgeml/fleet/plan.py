@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -74,7 +75,7 @@ def specify(asked: NewRollout, version: VersionRow, now: float, by: str) -> Roll
 
 def _waves(asked: NewRollout) -> list[Wave]:
     shares = [asked.canary, *asked.waves]
-    if any(late <= early for early, late in zip(shares, shares[1:], strict=False)):
+    if any(late <= early for early, late in pairwise(shares)):
         raise UsageError("shares of the waves", expected="growing ones", got=", ".join(f"{share:.0%}" for share in shares))
     most = 1.0 - asked.hold_back
     kept = [share for share in shares if share < most] + [most]
@@ -85,5 +86,3 @@ def _waves(asked: NewRollout) -> list[Wave]:
 def _given(asked: NewRollout, names: tuple[str, ...]) -> dict[str, object]:
     """The settings that were asked for; `None` leaves the default to whom it belongs."""
     return {name: value for name in names if (value := getattr(asked, name)) is not None}
-
-

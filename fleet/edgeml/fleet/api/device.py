@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from typing import Final
@@ -32,47 +33,28 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def router(fleet: Fleet) -> APIRouter:
     routes = APIRouter()
-    seen: dict[str, float] = {}
+    device_side = _DeviceSide(fleet)
+    routes.get("/v1/desired")(device_side.desired)
+    routes.post("/v1/reports")(device_side.reports)
+    return routes
 
-    def authenticate(request: Request) -> str:
-        device = fleet.inventory.authenticate(bearer(request))
-        if device is None:
-            raise ServiceError("this is no device's token", status=401, hint="enrol the device, or renew its token")
-        now = fleet.clock()
-        if now - seen.get(device, -math.inf) > SEEN_EVERY_S:
-            seen[device] = now
-            with fleet.store.write() as connection:
-                devices.seen(connection, {device: now})
-        return device
 
-    def look(device: str) -> Desired:
-        with fleet.store.read() as connection:
-            found = devices.desired(connection, device)
-        if found is None:
-            raise ServiceError("this device was removed", status=401)
-        return found
+class _DeviceSide:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._seen: dict[str, float] = {}
 
-    @routes.get("/v1/desired")
-    async def desired(request: Request, wait: float = 0.0) -> Response:
-        device = await run_in_threadpool(authenticate, request)
+    async def desired(self, request: Request, wait: float = 0.0) -> Response:
+        """What is wanted; 304 if the device has it. `wait` holds the answer back until there is news, for so many seconds."""
+        device = await run_in_threadpool(self._authenticate, request)
         known = _known_rev(request)
-        until = time.monotonic() + min(max(wait, 0.0) if math.isfinite(wait) else 0.0, LONGEST_WAIT_S)
-        while True:
-            with fleet.waiting.register(device) as news:
-                wanted = await run_in_threadpool(look, device)
-                left = until - time.monotonic()
-                if wanted.rev != known or left <= 0 or fleet.is_stopping:
-                    break
-                try:
-                    await asyncio.wait_for(news.wait(), left)
-                except TimeoutError:
-                    break
+        wanted = await self._look(device, known, min(wait, LONGEST_WAIT_S) if math.isfinite(wait) else 0.0)
         tag = {"ETag": f'"{wanted.rev}"', "Cache-Control": "private, no-cache"}
         return Response(status_code=304, headers=tag) if wanted.rev == known else answer(wanted, headers=tag)
 
-    @routes.post("/v1/reports")
-    async def reports(request: Request) -> Response:
-        device = await run_in_threadpool(authenticate, request)
+    async def reports(self, request: Request) -> Response:
+        """Take messages as the broker would have brought them; repeated ones do no harm."""
+        device = await run_in_threadpool(self._authenticate, request)
         try:
             envelopes = msgspec.json.decode(await read_body(request), type=list[Envelope])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -80,9 +62,37 @@ def router(fleet: Fleet) -> APIRouter:
         if len(envelopes) > MESSAGES_LIMIT:
             raise UsageError("messages in one request", expected=f"at most {MESSAGES_LIMIT}", got=str(len(envelopes)))
         batch = [Inbound(device, envelope.kind, bytes(envelope.body)) for envelope in envelopes]
-        return answer({"accepted": await run_in_threadpool(fleet.ingest.take, batch)})
+        return answer({"accepted": await run_in_threadpool(self._fleet.ingest.take, batch)})
 
-    return routes
+    async def _look(self, device: str, known: int | None, wait_s: float) -> Desired:
+        until = time.monotonic() + wait_s
+        while True:
+            with self._fleet.waiting.register(device) as news:
+                wanted = await run_in_threadpool(self._desired, device)
+                left = until - time.monotonic()
+                if wanted.rev != known or left <= 0 or self._fleet.is_stopping:
+                    return wanted
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), left)
+
+    def _authenticate(self, request: Request) -> str:
+        fleet = self._fleet
+        device = fleet.inventory.authenticate(bearer(request))
+        if device is None:
+            raise ServiceError("this is no device's token", status=401, hint="enrol the device, or renew its token")
+        now = fleet.clock()
+        if now - self._seen.get(device, -math.inf) > SEEN_EVERY_S:
+            self._seen[device] = now
+            with fleet.store.write() as connection:
+                devices.seen(connection, {device: now})
+        return device
+
+    def _desired(self, device: str) -> Desired:
+        with self._fleet.store.read() as connection:
+            found = devices.desired(connection, device)
+        if found is None:
+            raise ServiceError("this device was removed", status=401)
+        return found
 
 
 def _known_rev(request: Request) -> int | None:

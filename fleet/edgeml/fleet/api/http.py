@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import importlib.util
 import logging
 import signal
 import socket
@@ -40,10 +41,8 @@ def build_app(fleet: Fleet) -> FastAPI:
     app.add_exception_handler(Exception, _fail)
     for routes in (device, files, operator, rollouts):
         app.include_router(routes.router(fleet))
-    with contextlib.suppress(ModuleNotFoundError):
-        from edgeml.fleet import web
-
-        web.routes(app)
+    if importlib.util.find_spec("edgeml.fleet.web") is not None:
+        importlib.import_module("edgeml.fleet.web").routes(app)
     return app
 
 

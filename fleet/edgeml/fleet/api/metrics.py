@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,6 +12,8 @@ from prometheus_client.registry import Collector
 from edgeml.fleet.api.views import FleetView, RolloutView, ServiceView, fleet_view, rollout_view, service_view
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store.ledger import listed_rollouts
+
+K = TypeVar("K", bound=tuple[str, ...])
 
 
 def exposition(fleet: Fleet) -> tuple[bytes, str]:
@@ -57,7 +60,7 @@ class _Collected(Collector):
         yield _gauges("edgeml_rollout_told", "Devices told by the rollout.", ("rollout",), told)
 
 
-def _gauges(name: str, words: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:
+def _gauges(name: str, words: str, labels: tuple[str, ...], values: Mapping[K, float]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, words, labels=labels)
     for key, value in values.items():
         family.add_metric(list(key), value)

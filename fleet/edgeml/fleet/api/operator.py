@@ -23,7 +23,7 @@ _WRITE_BYTES: Final = 1 << 20
 
 
 class NewDevices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Devices to enrol: by name, or `count` of them as prefix-0001, prefix-0002, …"""
+    """Devices to enrol: by name, or `count` of them as prefix-0001, prefix-0002 and so on."""
 
     ids: tuple[str, ...] = ()
     prefix: str | None = None

@@ -1,0 +1,334 @@
+"""`edgeml fleet`: run the service, and be its operator. Every command but `serve` and `keys` goes through its REST API."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from edgeml.fleet import show
+from edgeml.fleet.agent_file import ROOT_NAME, AgentFile, refuse_existing, write_agent_file
+from edgeml.fleet.client import Client, find_access
+from edgeml.fleet.config import DEFAULT_MQTT_PORT, DEFAULT_PORT, URL_VARIABLE, Config, Places
+from edgeml.fleet.disk import PRIVATE, write_whole
+from edgeml.wire.errors import UsageError
+
+DEFAULT_DATA: Final = Path("edgeml-fleet")
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Publish versions and roll them out."
+)
+devices_app = typer.Typer(no_args_is_help=True, help="Who may speak: enrol, list, remove devices.")
+rollout_app = typer.Typer(no_args_is_help=True, help="Bring a version to the fleet, on evidence.")
+keys_app = typer.Typer(no_args_is_help=True, help="The keys that sign what may run.")
+app.add_typer(devices_app, name="devices")
+app.add_typer(rollout_app, name="rollout")
+app.add_typer(keys_app, name="keys")
+
+Data = Annotated[Path, typer.Option("--data", envvar="EDGEML_FLEET_DATA", help="The service's folder.")]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar=URL_VARIABLE, help="Where the service is; found by --data if it is here.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
+
+
+@app.command()
+def serve(
+    *,
+    data: Data = DEFAULT_DATA,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_PORT,
+    broker: Annotated[
+        str | None, typer.Option(envvar="EDGEML_FLEET_BROKER", help="mqtt://user:password@host:port, mosquitto, amqtt or none.")
+    ] = None,
+    mqtt_host: Annotated[str, typer.Option(help="Address for our own broker.")] = "127.0.0.1",
+    mqtt_port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_MQTT_PORT,
+    tick_s: Annotated[float, typer.Option(min=0.01, max=60.0, help="How often rollouts are looked at.")] = 1.0,
+    public_url: Annotated[str | None, typer.Option(help="What devices are told, if not http://HOST:PORT.")] = None,
+) -> None:
+    """Run the service; the first start makes keys, database and the operator's key."""
+    from edgeml.fleet.service import serve as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("uvicorn", "httpx", "amqtt"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    run(Config(data.absolute(), host, port, broker, mqtt_host, mqtt_port, tick_s, public_url=public_url), say=_say)
+
+
+@app.command()
+def publish(
+    bundle: Annotated[Path, typer.Argument(help="A packed bundle (.edgeml).")],
+    data: Data = DEFAULT_DATA,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Check a bundle, keep it and sign that it may run."""
+    with _client(data, url) as client:
+        row, is_new = client.publish(bundle)
+    words = "published" if is_new else "was published already, with these very bytes:"
+    _print(
+        row,
+        json,
+        f"{words} {row['model']}@{row['version']} ({show.size(row['bytes'])}, manifest {row['manifest_sha256'][:12]})",
+    )
+
+
+@app.command()
+def models(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+    """What is published."""
+    with _client(data, url) as client:
+        listed = client.get("/v1/models")
+    _print(listed, json, show.models(listed))
+
+
+@app.command()
+def events(
+    data: Data = DEFAULT_DATA,
+    url: Url = None,
+    json: Json = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 30,
+    subject: Annotated[str | None, typer.Option(help="Of one device, version or rollout.")] = None,
+) -> None:
+    """What happened, and who did it."""
+    query = {"limit": limit} | ({"subject": subject} if subject else {})
+    with _client(data, url) as client:
+        listed = client.get("/v1/events", **query)
+    _print(listed, json, show.events(listed))
+
+
+@devices_app.command("list")
+def list_devices(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+    """Every device: whether it is there, what it runs, what is wanted of it."""
+    listed: list[Any] = []
+    with _client(data, url) as client:
+        while page := client.get("/v1/devices", after=listed[-1]["id"] if listed else ""):
+            listed += page
+    _print(listed, json, show.devices(listed))
+
+
+@devices_app.command("add")
+def add_devices(
+    *,
+    device: Annotated[str | None, typer.Argument(help="The device's id.")] = None,
+    tag: Tags = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="agent.toml, or devices.jsonl with --bulk.")] = None,
+    bulk: Annotated[int, typer.Option(min=0, max=10_000, help="Enrol this many: PREFIX-0001, …")] = 0,
+    prefix: Annotated[str, typer.Option(help="With --bulk.")] = "device",
+    data: Data = DEFAULT_DATA,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Enrol a device. Its token is shown once: in `-o agent.toml`, or here."""
+    if (device is None) == (bulk == 0):
+        raise UsageError("what to enrol", expected="an ID, or --bulk N", got="both" if bulk else "neither")
+    if output is not None:
+        refuse_existing(output)
+    tags = parse_tags(tag or [])
+    access = find_access(data, url)
+    asked = {"ids": [device], "tags": tags} if device else {"prefix": prefix, "count": bulk, "tags": tags}
+    with Client(access) as client:
+        answer = client.post("/v1/devices", asked)
+    files = [
+        AgentFile(one["id"], one["token"], access.url, answer["broker"], answer["tenant"], tags) for one in answer["devices"]
+    ]
+    if output is None:
+        _print(answer["devices"], json, "\n".join(f"{file.device}  {file.token}" for file in files))
+    elif device:
+        write_agent_file(output, files[0], answer["root"])
+        _print({"device": device, "file": str(output)}, json, f"enrolled {device}: {output}, and {ROOT_NAME} beside it")
+    else:
+        _write_lines(output, files, answer["root"])
+        _print(
+            {"devices": len(files), "file": str(output)},
+            json,
+            f"enrolled {len(files)} devices: {output}, and {ROOT_NAME} beside it",
+        )
+
+
+@devices_app.command("remove")
+def remove_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+    """Forget a device; it may not connect any more."""
+    with _client(data, url) as client:
+        answer = client.delete(f"/v1/devices/{device}")
+    _print(answer, json, f"removed {device}")
+
+
+@rollout_app.command("create")
+def create_rollout(
+    *,
+    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION")],
+    canary: Annotated[str, typer.Option(help="Share of the first wave: 5% or 0.05.")] = "5%",
+    waves: Annotated[str, typer.Option(help="Shares of the waves after it, growing.")] = "25,50,100",
+    hold_back: Annotated[str, typer.Option(help="Share that keeps the old version until the end, to compare with.")] = "10%",
+    soak: Annotated[str, typer.Option(help="Least time of a wave: 90, 90s, 10m, 2h.")] = "1h",
+    longest: Annotated[str | None, typer.Option(help="Time after which an undecided wave is held for a person.")] = None,
+    limit: Annotated[str | None, typer.Option(help="Share of bad devices that is acceptable.")] = None,
+    margin: Annotated[str | None, typer.Option(help="How much worse than the hold-back is acceptable.")] = None,
+    min_devices: Annotated[int, typer.Option(min=1, help="Devices that must have settled before a wave may end.")] = 1,
+    least_answers: Annotated[int | None, typer.Option(min=0, help="Answers before a device's telemetry counts.")] = None,
+    silence: Annotated[
+        str | None, typer.Option(help="Time after which a device that was told and says nothing is bad.")
+    ] = None,
+    tag: Tags = None,
+    confirm_small: Annotated[bool, typer.Option(help="Below 60 devices a person approves each wave.")] = True,
+    auto_rollback: Annotated[bool, typer.Option(help="Roll back by itself when it stops.")] = True,
+    data: Data = DEFAULT_DATA,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Start bringing a published version to the fleet, wave by wave."""
+    model, _, number = version.partition("@")
+    if not model or not number:
+        raise UsageError("what to roll out", expected="MODEL@VERSION", got=repr(version))
+    asked: dict[str, Any] = {
+        "model": model,
+        "version": number,
+        "canary": parse_share(canary),
+        "waves": [parse_share(share) for share in waves.split(",") if share.strip()],
+        "hold_back": parse_share(hold_back),
+        "soak_s": parse_seconds(soak),
+        "least_devices": min_devices,
+        "where": parse_tags(tag or []),
+        "confirm_small": confirm_small,
+        "auto_rollback": auto_rollback,
+    }
+    asked |= {name: parse_share(text) for name, text in {"limit": limit, "margin": margin}.items() if text is not None}
+    asked |= {
+        name: parse_seconds(text) for name, text in {"longest_s": longest, "silence_s": silence}.items() if text is not None
+    }
+    if least_answers is not None:
+        asked["least_answers"] = least_answers
+    with _client(data, url) as client:
+        answer = client.post("/v1/rollouts", asked)
+    _print(answer, json, show.rollout(answer))
+
+
+@rollout_app.command("status")
+def rollout_status(
+    rollout: Annotated[str | None, typer.Argument(help="A rollout's id; without it, all of them.")] = None,
+    data: Data = DEFAULT_DATA,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Where it stands, and the evidence in a sentence."""
+    with _client(data, url) as client:
+        answer = client.get(f"/v1/rollouts/{rollout}" if rollout else "/v1/rollouts")
+    _print(answer, json, show.rollout(answer) if rollout else show.rollouts(answer))
+
+
+def _command(name: str, words: str) -> None:
+    """`edgeml fleet rollout NAME [ID]`; without an id, the newest rollout."""
+
+    @rollout_app.command(name, help=words)
+    def run(
+        rollout: Annotated[str | None, typer.Argument(help="A rollout's id; without it, the newest.")] = None,
+        data: Data = DEFAULT_DATA,
+        url: Url = None,
+        json: Json = False,
+    ) -> None:
+        with _client(data, url) as client:
+            chosen = rollout or _newest(client)
+            answer = client.post(f"/v1/rollouts/{chosen}/{name}")
+        _print(answer, json, show.rollout(answer))
+
+
+_command("pause", "Tell nobody new until it is resumed.")
+_command("resume", "Go on where it was paused.")
+_command("approve", "Let a held rollout go on to the next wave.")
+_command("abort", "Stop, and leave the devices on what they run.")
+_command("rollback", "Bring every device back to what it ran before.")
+
+
+@keys_app.command("init")
+def init_keys(
+    data: Data = DEFAULT_DATA,
+    solo: Annotated[bool, typer.Option("--solo", help="One person holds every key.")] = False,
+    json: Json = False,
+) -> None:
+    """Make the signing keys and an empty signed repository. EDGEML_KEYS_PASSWORD encrypts the keys on disk."""
+    from edgeml.fleet import trust
+
+    if not solo:
+        raise UsageError("only --solo keys can be made here so far", hint="add --solo")
+    places = Places(data.absolute())
+    made = not trust.exists(places)
+    trust.create(places, time.time(), os.environ.get(trust.PASSWORD_VARIABLE))
+    words = f"made keys in {places.keys}; keep a copy of them offline" if made else f"keys exist already in {places.keys}"
+    _print({"keys": str(places.keys), "made": made}, json, words)
+
+
+def parse_share(text: str) -> float:
+    """`5%`, `5` and `0.05` are all five percent; 1 and below is a share, above is percent."""
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    share = number / 100 if text.strip().endswith("%") or number > 1 else number
+    if not 0.0 <= share <= 1.0:
+        raise UsageError("a share", expected="like 5% or 0.05", got=repr(text))
+    return share
+
+
+def parse_seconds(text: str) -> float:
+    """`90`, `90s`, `1.5m`, `2h`, `7d`."""
+    body = text.strip()
+    unit = _UNITS.get(body[-1:], None)
+    try:
+        seconds = float(body[:-1] if unit else body) * (unit or 1.0)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < float("inf"):
+        raise UsageError("a time", expected="like 90, 90s, 10m, 2h or 7d", got=repr(text))
+    return seconds
+
+
+def parse_tags(tags: list[str]) -> dict[str, str]:
+    parsed = {}
+    for tag in tags:
+        key, separator, value = tag.partition("=")
+        if not key or not separator:
+            raise UsageError("a tag", expected="KEY=VALUE", got=repr(tag))
+        parsed[key] = value
+    return parsed
+
+
+def _client(data: Path, url: str | None) -> Client:
+    return Client(find_access(data, url))
+
+
+def _newest(client: Client) -> str:
+    listed = client.get("/v1/rollouts")
+    if not listed:
+        raise UsageError("there is no rollout yet", hint="`edgeml fleet rollout create MODEL@VERSION`")
+    return str(listed[0]["id"])
+
+
+def _write_lines(path: Path, files: list[AgentFile], root: str) -> None:
+    lines = [
+        {
+            "id": file.device,
+            "token": file.token,
+            "url": file.url,
+            "broker": file.broker,
+            "tenant": file.tenant,
+            "tags": dict(file.tags),
+        }
+        for file in files
+    ]
+    write_whole(path.parent / ROOT_NAME, root.encode())
+    write_whole(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode(), PRIVATE)
+
+
+def _print(answer: object, json: bool, words: str) -> None:
+    typer.echo(jsonlib.dumps(answer, indent=2) if json else words)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
