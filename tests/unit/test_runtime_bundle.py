@@ -39,7 +39,8 @@ def damaged(packed: Path, position: int, target: Path) -> Path:
 
 def zip_structure(packed: Path) -> list[int]:
     """Positions of every byte that is not content: local headers, central directory, end record."""
-    positions, at = [], 0
+    positions: list[int] = []
+    at = 0
     with open_bundle(packed) as bundle:
         files = layout(bundle.manifest, len(bundle.manifest.encode()))
     for name, size in files:
@@ -131,7 +132,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, place: str) 
 
 
 def test_a_blob_changed_after_opening_is_noticed(packed: Path, tmp_path: Path) -> None:
-    path = shutil.copy(packed, tmp_path / "moving.edgeml")
+    path = Path(shutil.copy(packed, tmp_path / "moving.edgeml"))
     with open_bundle(path) as bundle:
         artifact = bundle.manifest.artifacts[0]
         data = path.read_bytes()

@@ -99,7 +99,7 @@ class FakeCloud:
         self.reply = reply
         self.asked: list[float] = []
 
-    def infer(self, inputs: Mapping[str, Array], *, request_id: str, deadline_s: float) -> Answer:
+    def infer(self, inputs: Mapping[str, Array], *, request_id: str, deadline_s: float) -> Answer:  # noqa: ARG002
         self.asked.append(deadline_s)
         return Answer(self.reply(inputs), "toy", "2.0.0", 100, 100)
 

@@ -111,7 +111,7 @@ def test_too_few_samples_of_the_expected_class_fail_the_self_test(tmp_path: Path
         loose = msgspec.structs.replace(artifact, golden=msgspec.structs.replace(artifact.golden, outputs=wide))
         with (
             open_session(other, other.manifest.artifacts[0]) as session,
-            pytest.raises(SelfTestError, match="at least 0.9 of 32"),
+            pytest.raises(SelfTestError, match=r"at least 0\.9 of 32"),
         ):
             self_test(bundle, loose, session)
 

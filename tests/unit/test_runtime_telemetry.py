@@ -75,7 +75,12 @@ def test_a_million_different_calls_take_constant_room(manifest: Manifest) -> Non
 
 def test_answers_counted_from_many_threads_all_count(manifest: Manifest) -> None:
     window = Window(manifest, now=0.0)
-    threads = [threading.Thread(target=lambda: [window.record(answer()) for _ in range(2000)]) for _ in range(4)]
+
+    def work() -> None:
+        for _ in range(2000):
+            window.record(answer())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
