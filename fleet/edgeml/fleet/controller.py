@@ -3,12 +3,185 @@
     controller = Controller(ledger)
     controller.tick(now)                      # every second or so; restart-safe, one leased controller per rollout
 
-`Ledger` (declared in `ledger.py`) is everything it asks of the store. Operators' commands do not go through it: the API applies
-`rollout.apply(state, command, by, now)` and saves, and the next tick does what follows.
+Operators' commands do not go through it: the API applies `rollout.apply(state, command, by, now)` and saves, and the next tick
+does what follows. Nothing is remembered between ticks but what the ledger says.
 """
 
 from __future__ import annotations
 
-from edgeml.fleet.ledger import Assignment, Device, Event, Ledger, Order, Outcome, TelemetrySum, VersionFacts
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Assignment", "Device", "Event", "Ledger", "Order", "Outcome", "TelemetrySum", "VersionFacts"]
+from edgeml.fleet.evidence import Evidence, Fleet, Reading, eligible, gather
+from edgeml.fleet.gates import go_on_gate, log_evidence, stop_gate
+from edgeml.fleet.ledger import Assignment, Device, Event, Ledger, Order, Outcome, TelemetrySum, VersionFacts
+from edgeml.fleet.rollout import Action, Note, Offer, RolloutState, Seen, TakeBack, Verdict, step
+from edgeml.fleet.waves import due, stratum
+from edgeml.wire.messages import Target
+
+__all__ = [
+    "Assignment", "Controller", "Device", "Event", "Ledger", "Order", "Outcome", "TelemetrySum", "VersionFacts", "observe",
+]  # fmt: skip
+
+LOOK_BACK_S: Final = 86_400.0  # a day: what a device did before is measured over its whole daily round
+_JUDGED: Final = frozenset({"running", "holding", "paused"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """One rollout's devices at one tick."""
+
+    version: VersionFacts | None
+    devices: Mapping[str, Device]
+    told: Mapping[str, Assignment]
+    fleet: Fleet
+
+
+class Controller:
+    """Drives every live rollout of a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def tick(self, now: float) -> int:
+        """Take every rollout one step; gives how many devices were told something new."""
+        rollouts = self._ledger.rollouts()
+        live = frozenset(r.spec.id for r in rollouts if r.phase != "done")
+        devices = {model: self._ledger.devices(model) for model in {r.spec.model for r in rollouts if r.phase != "draft"}}
+        return sum(self._drive(r, devices[r.spec.model], live.get(r.spec.model), now) for r in rollouts if r.phase != "draft")
+
+    def _drive(self, state: RolloutState, devices: Sequence[Device], live: frozenset[str], now: float) -> int:
+        sight = _look(self._ledger, state, devices)
+        seen = self._see(state, sight, now)
+        after, actions = step(state, seen, now)
+        if after != state:
+            self._ledger.save(after)
+        for action in actions:
+            if isinstance(action, Note):
+                self._ledger.append(Event(now, after.spec.id, action.kind, action.text))
+        orders = [order for action in actions for order in _orders(after, action, sight, live, now)]
+        return self._ledger.tell(orders) if orders else 0
+
+    def _see(self, state: RolloutState, sight: _Sight, now: float) -> Seen:
+        if state.phase == "rolling_back":
+            return Seen(to_take_back=len(_mine(state, sight)), away=_away(state, sight))
+        if state.phase not in _JUDGED:
+            return Seen()
+        if sight.version is None:
+            return Seen(verdict=_revoked(state, now)) if state.phase == "running" else Seen()
+        evidence = _evidence(self._ledger, state, sight, now)
+        verdict = stop_gate(state, evidence, now) or (go_on_gate(state, evidence, now) if state.phase == "running" else None)
+        return Seen(verdict=verdict, log_e=log_evidence(state, evidence))
+
+
+def observe(ledger: Ledger, state: RolloutState, now: float) -> Evidence | None:
+    """The evidence of a rollout as the gates would see it now; `None` where there is nothing to judge."""
+    if state.wave < 0:
+        return None
+    sight = _look(ledger, state, ledger.devices(state.spec.model))
+    return _evidence(ledger, state, sight, now) if sight.version else None
+
+
+def _look(ledger: Ledger, state: RolloutState, devices: Sequence[Device]) -> _Sight:
+    told = {a.device: a for a in ledger.assignments(state.spec.id)}
+    version = ledger.version(state.spec.model, state.spec.version)
+    if version is not None and version.manifest_sha256 != state.spec.manifest_sha256:
+        version = None
+    return _Sight(
+        version=version,
+        devices={device.id: device for device in devices},
+        told=told,
+        fleet=eligible(state, version, devices, told) if version else Fleet.empty(),
+    )
+
+
+def _evidence(ledger: Ledger, state: RolloutState, sight: _Sight, now: float) -> Evidence:
+    spec = state.spec
+    started = state.started_at if state.started_at is not None else now
+    since_start = ledger.telemetry(spec.model, started, now)
+    wave_started = state.wave_started_at if state.wave_started_at is not None else started
+    since_wave = since_start if wave_started == started else ledger.telemetry(spec.model, wave_started, now)
+    names = {device.version for device in sight.devices.values() if device.version is not None} | {spec.version}
+    reading = Reading(
+        fleet=sight.fleet,
+        told={a.device: a for a in sight.told.values() if a.device in sight.devices},
+        outcomes={outcome.device: outcome for outcome in ledger.outcomes(spec.id, spec.version)},
+        since_start=since_start,
+        since_wave=since_wave,
+        before=ledger.telemetry(spec.model, started - LOOK_BACK_S, started),
+        versions={name: ledger.version(spec.model, name) for name in names},
+    )
+    return gather(state, reading, now)
+
+
+def _orders(state: RolloutState, action: Action, sight: _Sight, live: frozenset[str], now: float) -> list[Order]:
+    match action:
+        case Offer():
+            return _offers(state, action, sight, live, now)
+        case TakeBack():
+            return [_take_back(state, device, sight.told[device.id], now) for device in _mine(state, sight)]
+        case Note():
+            return []
+
+
+def _offers(state: RolloutState, offer: Offer, sight: _Sight, live: frozenset[str], now: float) -> list[Order]:
+    if sight.version is None:
+        return []
+    free = {
+        device.id: stratum(device.tags, state.spec.strata)
+        for device in sight.fleet.eligible.values()
+        # devices that another rollout of this model is trying something on are its own
+        if device.target is None or device.target.rollout == state.spec.id or device.target.rollout not in live
+    }
+    target = Target(
+        model=state.spec.model, version=state.spec.version, manifest_sha256=state.spec.manifest_sha256,
+        path=sight.version.path, rollout=state.spec.id, wave=offer.wave,
+    )  # fmt: skip
+    return [
+        Order(
+            device=device, target=target, rollout=state.spec.id, wave=offer.wave, at=now,
+            kind="release" if state.phase == "done" else "offer", previous=_running(state, sight.devices[device]),
+        )
+        for device in due(state.spec.salt, free, offer.share, sight.told)
+    ]  # fmt: skip
+
+
+def _running(state: RolloutState, device: Device) -> Target | None:
+    """What a device goes back to: what the fleet wanted of it, else the version it came with."""
+    if device.target is not None or device.version is None:
+        return device.target
+    return Target(
+        model=state.spec.model, version=device.version, manifest_sha256=device.manifest_sha256,
+        path=f"models/{state.spec.model}/{device.version}.edgeml",
+    )  # fmt: skip
+
+
+def _take_back(state: RolloutState, device: Device, assignment: Assignment, now: float) -> Order:
+    return Order(
+        device=device.id, target=assignment.previous or Target(model=state.spec.model), rollout=state.spec.id,
+        wave=assignment.wave, kind="take_back", at=now,
+    )  # fmt: skip
+
+
+def _mine(state: RolloutState, sight: _Sight) -> list[Device]:
+    """Devices that were told by this rollout, and not by a later one."""
+    told = (sight.devices[name] for name in sight.told if name in sight.devices)
+    return [device for device in told if device.target is not None and device.target.rollout == state.spec.id]
+
+
+def _away(state: RolloutState, sight: _Sight) -> int:
+    """Devices told to go back that are online and still say that they run the new version."""
+    back = (sight.devices[name] for name, a in sight.told.items() if a.taken_back_at is not None and name in sight.devices)
+    return sum(
+        device.online and device.manifest_sha256 == state.spec.manifest_sha256 and not _wants(device, state) for device in back
+    )
+
+
+def _wants(device: Device, state: RolloutState) -> bool:
+    return device.target is not None and device.target.manifest_sha256 == state.spec.manifest_sha256
+
+
+def _revoked(state: RolloutState, now: float) -> Verdict:
+    sentence = f"held: {state.spec.model} {state.spec.version} is not published any more; nothing is handed out"
+    return Verdict(outcome="hold", sentence=sentence, at=now, wave=state.wave)

@@ -42,7 +42,8 @@ class Evidence:
     """What is known of a rollout at one moment; every number counts devices.
 
     `settled` devices confirmed and were judged, or turned out bad; `pending` ones were heard since the offer and are neither;
-    `started` ones were heard at all. `install_bad` and `behaviour_bad` count all waves so far; `arms` has the running wave.
+    `started` ones were heard at all, `judged` ones have telemetry enough, `turned_bad` of them are bad by it. `install_bad` and
+    `behaviour_bad` count all waves so far; `arms` has the running wave.
     """
 
     version: str
@@ -54,6 +55,7 @@ class Evidence:
     pending: int
     bad: int
     judged: int
+    turned_bad: int
     install_bad: Mapping[GuardName, int]
     behaviour_bad: Mapping[GuardName, int]
     arms: Arms
@@ -66,6 +68,10 @@ class Fleet:
 
     eligible: dict[str, Device]
     left_out: Counter[str]
+
+    @classmethod
+    def empty(cls) -> Fleet:
+        return cls({}, Counter())
 
 
 def eligible(state: RolloutState, version: VersionFacts, devices: Sequence[Device], told: Mapping[str, Assignment]) -> Fleet:
@@ -149,6 +155,7 @@ def gather(state: RolloutState, reading: Reading, now: float) -> Evidence:
         pending=int(np.sum(started & ~settled)),
         bad=int(np.sum(bad)),
         judged=int(np.sum(canary_behaviour.judged)),
+        turned_bad=int(np.sum(turned_bad)),
         install_bad={g: sum(found == g for found in install) for g in INSTALL if g in spec.gate.guards},
         behaviour_bad={g: int(np.sum(canary_behaviour.bad[g] & canary_behaviour.judged)) for g in watched},
         arms=_arms(state, reading, control, canary=canary_behaviour, held=control_behaviour, watched=watched),
