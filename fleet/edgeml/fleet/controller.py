@@ -49,7 +49,7 @@ class Controller:
         rollouts = self._ledger.rollouts()
         live = frozenset(r.spec.id for r in rollouts if r.phase != "done")
         devices = {model: self._ledger.devices(model) for model in {r.spec.model for r in rollouts if r.phase != "draft"}}
-        return sum(self._drive(r, devices[r.spec.model], live.get(r.spec.model), now) for r in rollouts if r.phase != "draft")
+        return sum(self._drive(r, devices[r.spec.model], live, now) for r in rollouts if r.phase != "draft")
 
     def _drive(self, state: RolloutState, devices: Sequence[Device], live: frozenset[str], now: float) -> int:
         sight = _look(self._ledger, state, devices)
