@@ -1,4 +1,7 @@
-"""One artifact: quantized from its fp32 form, run through the device's own session, compared, scored. Jobs of a format's worker."""
+"""One artifact: quantized from its fp32 form, run through the device's own session, compared, scored.
+
+The jobs of a format's worker.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ import numpy as np
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
+from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.samples import Samples, make_samples
 from edgeml.exporter.source.model import names, read_arrays
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
-from edgeml.wire.errors import EdgemlError, ParityError
+from edgeml.wire.errors import EdgemlError, PlanError
 from edgeml.wire.manifest import Artifact, Binding, Format, Precision, Requirement, Signature, Status, Where
 
 LATENCY_RUNS: Final = 50
@@ -51,12 +55,24 @@ class Judged(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-def warm(format: Format) -> None:  # noqa: A002 - the field's word
+def warm(*, format: Format) -> None:  # noqa: A002 - the field's word
     """Job: import what the format needs, while the source is being loaded."""
     _open(format)
+    if format == "coreml":
+        from edgeml.exporter.convert.coreml import coremltools
+
+        coremltools()
 
 
-def judge(trial: dict[str, Any], format: Format, precision: Precision, model: str, blobs: str, notes: list[str]) -> Any:  # noqa: A002
+def judge(
+    *,
+    trial: dict[str, Any],
+    format: Format,  # noqa: A002 - the field's word
+    precision: Precision,
+    model: str,
+    blobs: str,
+    notes: list[str],
+) -> Any:
     """Job: `Judged` of a model file; its golden vectors are written to the folder `blobs` by sha256.
 
     Raises:
@@ -70,13 +86,14 @@ def judge(trial: dict[str, Any], format: Format, precision: Precision, model: st
     open_backend, where = _open(format)
     backend = open_backend(data, EngineOptions())
     bindings = bind(backend, asked.signature, samples.inputs, reference)
+    file = ModelFile(data, format, *bindings, open_backend)
     with Session(asked.signature, *bindings, backend) as session:
         engine = f"{backend.engine} {backend.version}"
         got = answers(session.run, samples, asked.signature)
         latency = _latency(session, samples, asked.signature)
     parity = compare(
         reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
-        exact=_exact(format, precision, data, bindings, samples, asked.signature),
+        exact=_exact(file, samples, asked.signature) if precision == "int8" and format != "coreml" else None,
     )  # fmt: skip
     found, operators = contents(format, data)
     artifact = Artifact(
@@ -88,10 +105,7 @@ def judge(trial: dict[str, Any], format: Format, precision: Precision, model: st
         return msgspec.to_builtins(Judged(artifact, "fail", engine, latency, parity.reason))
     budget = None if precision == "fp32" else asked.budget  # equal to the source up to rounding: nothing to bound
     task = score(reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores)
-    file = ModelFile(data, format, *bindings, open_backend)
-    golden, vectors = make_golden(
-        file, samples, asked.golden, asked.signature, scores=asked.scores, half=precision == "fp16"
-    )
+    golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, half=precision == "fp16")
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
     return msgspec.to_builtins(
@@ -99,27 +113,38 @@ def judge(trial: dict[str, Any], format: Format, precision: Precision, model: st
     )
 
 
-def quantize(trial: dict[str, Any], format: Format, precision: Precision, model: str, out: str, inputs: list[Any]) -> list[str]:  # noqa: A002
+def quantize(
+    *,
+    trial: dict[str, Any],
+    format: Format,  # noqa: A002 - the field's word
+    precision: Precision,
+    model: str,
+    out: str,
+    inputs: list[Any],
+) -> list[str]:
     """Job: write the fp16 or int8 form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
     data = Path(model).read_bytes()
     if precision == "fp16":
-        made, notes = _half(format, data), ()
-    elif format == "coreml":
+        Path(out).write_bytes(_half(format, data))
+        return []
+    quantized = _int8(format, data, msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
+    Path(out).write_bytes(quantized.model)
+    return list(quantized.notes)
+
+
+def _int8(format_: Format, model: bytes, trial: Trial, inputs: tuple[Binding, ...]) -> Quantized:
+    if format_ == "coreml":
         from edgeml.exporter.quantize.coreml import to_int8_coreml
 
-        quantized = to_int8_coreml(data)
-        made, notes = quantized.model, quantized.notes
-    else:
-        asked = msgspec.convert(trial, Trial)
-        feeds = _feeds(asked, msgspec.convert(inputs, tuple[Binding, ...]))
-        if format == "onnx":
-            from edgeml.exporter.quantize.onnx import to_int8_onnx as to_int8
-        else:
-            from edgeml.exporter.quantize.tflite import to_int8_tflite as to_int8
-        quantized = to_int8(data, feeds, task=asked.task)
-        made, notes = quantized.model, quantized.notes
-    Path(out).write_bytes(made)
-    return list(notes)
+        return to_int8_coreml(model)
+    feeds = _feeds(trial, inputs)
+    if format_ == "onnx":
+        from edgeml.exporter.quantize.onnx import to_int8_onnx
+
+        return to_int8_onnx(model, feeds, task=trial.task)
+    from edgeml.exporter.quantize.tflite import to_int8_tflite
+
+    return to_int8_tflite(model, feeds, task=trial.task)
 
 
 def _half(format_: Format, model: bytes) -> bytes:
@@ -152,9 +177,9 @@ def _samples(trial: Trial) -> Samples:
 
 
 def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Mapping[str, Array]:
-    """Calibration samples under the model's own tensor names, in its own order of axes: (n, ...) without the batch axis of 1."""
+    """Calibration samples by the model's own tensor names and order of axes: (n, ...) without the batch axis of 1."""
     if trial.calibration is None:
-        raise ParityError("int8 without calibration samples", hint="give --calib")
+        raise PlanError("int8 without calibration samples", hint="give --calib")
     samples = read_arrays(trial.calibration, names(trial.signature.inputs))
     specs = {spec.name: spec for spec in trial.signature.inputs}
     feeds = {}
@@ -168,14 +193,10 @@ def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Mapping[str, Array]:
     return feeds
 
 
-def _exact(
-    format_: Format, precision: Precision, model: bytes, bindings: Any, samples: Samples, signature: Signature
-) -> Mapping[str, Array] | None:
-    """int8 outputs by kernels without shortcuts, so that kernel error is told from quantization error."""
-    if precision != "int8" or format_ == "coreml":
-        return None
+def _exact(file: ModelFile, samples: Samples, signature: Signature) -> Mapping[str, Array] | None:
+    """Outputs by kernels without shortcuts, so that kernel error is told from quantization error."""
     try:
-        with Session(signature, *bindings, opener(format_)(model, EngineOptions(kernels="exact"))) as session:
+        with file.session(signature, "exact") as session:
             return answers(session.run, samples, signature)
     except EdgemlError:
         return None  # kernels that cannot run it have no error to tell apart

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from edgeml.exporter.pipeline import Exported, export
 from edgeml.exporter.plan import ExportPlan, make_plan
 from edgeml.exporter.progress import Lines, Silent, Table
-from edgeml.exporter.report.structs import ArtifactReport, to_json
+from edgeml.exporter.report.structs import to_json
+from edgeml.exporter.report.terminal import print_report
 
 export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @export_app.command()
-def run(
+def run(  # noqa: PLR0917 - Typer reads options from the parameters
     source: Annotated[str, typer.Argument(help="Model file or folder, or file.py:factory.")],
     to: Annotated[str, typer.Option(help="Formats: onnx,tflite,coreml.")] = "onnx,tflite,coreml",
     precision: Annotated[str, typer.Option(help="Precisions: fp32,fp16,int8.")] = "fp32",
@@ -32,9 +34,9 @@ def run(
     labels: Annotated[Path | None, typer.Option(help="Text file, one class name a line.")] = None,
     task: Annotated[str, typer.Option(help="auto, classify or regress.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,  # noqa: FBT002 - a flag
+    trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,  # noqa: FBT002
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Convert and quantize a model, prove the result, and pack it as a bundle.
 
@@ -49,7 +51,7 @@ def run(
         sys.stdout.buffer.write(to_json(exported.report))
         sys.stdout.flush()
     else:
-        print(verdict_text(exported))
+        _print_end(exported, Console())
     raise typer.Exit(exported.exit_code)
 
 
@@ -63,35 +65,13 @@ def _export(plan: ExportPlan, *, json: bool) -> Exported:
     return export(plan, Lines(), command=command)
 
 
-def verdict_text(exported: Exported) -> str:
-    """The last lines a person reads: each artifact, the verdict, and where everything is."""
-    report = exported.report
-    lines = ["", f"{report.name} {report.version}: {report.summary}", ""]
-    lines += [_artifact_line(artifact) for artifact in report.artifacts]
-    lines.append("")
-    lines += [f"note: {note}" for note in report.notes]
-    if exported.bundle is not None:
-        lines.append(f"bundle  {exported.bundle}  ({report.bundle_bytes:,} bytes)")
+def _print_end(exported: Exported, console: Console) -> None:
+    """The verdict, and where everything is."""
+    console.print()
+    print_report(exported.report, console)
     html = next((path for path in exported.reports if path.suffix == ".html"), None)
-    lines.append(f"report  {html}")
     if exported.bundle is not None:
-        lines.append(f"next    edgeml verify {exported.bundle}")
-    return "\n".join(lines)
-
-
-def _artifact_line(artifact: ArtifactReport) -> str:
-    mark = {"pass": "pass", "fail": "FAIL", "inconclusive": "open"}[artifact.status]
-    head = f"  {mark}  {artifact.format:<7}{artifact.precision:<5}"
-    if artifact.error is not None:
-        return f"{head} {artifact.error}"
-    parts = [f"{artifact.bytes:>10,} bytes"]
-    if artifact.task is not None:
-        task = artifact.task
-        parts.append(f"{task.metric} {100 * task.value:.2f} % (source {100 * task.source_value:.2f} %)")
-        if task.status == "inconclusive" and task.budget is not None:
-            more = f", {task.needed_n:,} samples would decide" if task.needed_n else ""
-            parts.append(f"drop at most {task.upper95:.2f} points, budget {task.budget:g}{more}")
-    if artifact.parity is not None:
-        parts.append(f"max error {artifact.parity.max_abs:.1e}")
-        parts.append(artifact.parity.where)
-    return f"{head}{'  '.join(parts)}"
+        print(f"bundle  {exported.bundle}")
+    print(f"report  {html}")
+    if exported.bundle is not None:
+        print(f"next    edgeml verify {shlex.quote(str(exported.bundle))}")

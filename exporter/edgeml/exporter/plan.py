@@ -1,6 +1,6 @@
 """What an export is asked to do: parsed and validated here and nowhere else.
 
-    plan = make_plan("kws.h5", to="onnx,tflite", precision="fp32,int8", calib="calib.npz", out="bundles")
+plan = make_plan("kws.h5", to="onnx,tflite", precision="fp32,int8", calib="calib.npz", out="bundles")
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def make_plan(
         evaluation=_file("--eval", evaluation),
         max_drop=max_drop,
         labels=_labels(_file("--labels", labels)),
-        task=cast("TaskChoice", task),
+        task=task,
         seed=seed,
         trust=trust,
         time_limit_s=time_limit_s,
@@ -141,7 +141,7 @@ def _name(name: str | None, source: str) -> str:
 
 def _fits(option: str, text: str, kind: object, expected: str, hint: str | None = None) -> str:
     try:
-        return cast("str", msgspec.convert(text, cast("type[str]", kind)))
+        return msgspec.convert(text, cast("type[str]", kind))
     except msgspec.ValidationError as error:
         raise PlanError(option, expected=expected, got=repr(text), hint=hint) from error
 

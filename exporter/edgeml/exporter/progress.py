@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as RichTable
+from rich.text import Text
+
 Outcome = Literal["pass", "fail", "inconclusive", "done"]
 MARKS: dict[Outcome, str] = {"pass": "ok", "done": "ok", "fail": "FAIL", "inconclusive": "?"}
 
@@ -57,9 +62,6 @@ class Table:
     """A table that grows as steps begin and settles as they end; a context manager."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         self._rows: dict[str, _Row] = {}
         self._lock = threading.Lock()
         self._live = Live(console=Console(file=sys.stdout), refresh_per_second=8, get_renderable=self._render)
@@ -80,9 +82,7 @@ class Table:
             row = self._rows.setdefault(step, _Row(time.monotonic()))
             row.ended, row.outcome, row.note = time.monotonic(), outcome, note
 
-    def _render(self) -> object:
-        from rich.table import Table as RichTable
-        from rich.text import Text
+    def _render(self) -> RichTable:
 
         styles = {"pass": "green", "done": "green", "fail": "bold red", "inconclusive": "yellow"}
         table = RichTable(box=None, pad_edge=False, show_header=False)

@@ -1,7 +1,7 @@
 """To ONNX: Keras and SavedModel by tf2onnx, torch by torch.onnx, ONNX by onnxslim; then one canonical form.
 
-Canonical means: the signature's names and a batch axis called `batch`, no producer, doc strings or stack traces, and inner names
-without the counters that converters keep per process. Equal sources give equal bytes.
+Canonical means: the signature's names and a batch axis called `batch`, no producer, doc strings or stack traces, inner
+names without the counters that converters keep per process. Equal sources give equal bytes.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
         )
     except Exception as error:
         raise unsupported("torch.onnx", error) from error
+    assert program is not None, "only an export to a file gives none"
     Path(out).write_bytes(canonical(program.model_proto, model.signature))
     return []
 
@@ -93,7 +94,9 @@ def unsupported(converter: str, error: Exception) -> UnsupportedError:
         cause = cause.__cause__
     names = sorted({next(filter(None, match)) for cause_text in causes for match in OPERATOR.findall(cause_text)})
     if names:
-        return UnsupportedError(f"{converter} cannot convert operator {', '.join(map(repr, names))}", hint="rewrite it with others")
+        return UnsupportedError(
+            f"{converter} cannot convert operator {', '.join(map(repr, names))}", hint="rewrite it with others"
+        )
     return UnsupportedError(f"{converter} failed: {type(error).__name__}: {causes[-1][:300]}")
 
 
@@ -107,14 +110,14 @@ def canonical(proto: Any, signature: Signature) -> bytes:
     wanted = zip((*inputs, *graph.output), (*signature.inputs, *signature.outputs), strict=True)
     for value, spec in wanted:
         if value.name not in names:
-            names[value.name] = _free(spec.name, taken)
+            names[value.name] = free_name(spec.name, taken)
         _name_axes(value, spec.shape)
     for kept in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         _strip(kept)
     del graph.value_info[:]
     for name in _mentions(graph):
         if name and name not in names:
-            names[name] = _free(COUNTER.sub("", name) or "value", taken)
+            names[name] = free_name(COUNTER.sub("", name) or "value", taken)
     _rename(graph, names)
     graph.name = "graph"
     proto.producer_name, proto.producer_version, proto.domain, proto.model_version = "", "", "", 0
@@ -123,7 +126,8 @@ def canonical(proto: Any, signature: Signature) -> bytes:
     return bytes_
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, …: the first that is not taken, which it is from now on."""
     candidate, number = name, 1
     while candidate in taken:
         candidate, number = f"{name}_{number}", number + 1

@@ -11,21 +11,28 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.convert.onnx import free_name, unsupported
 from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.wire.manifest import Signature
 
+IDENTIFIER: Final = b"TFL3"
+RUNTIME_VERSION: Final = b"min_runtime_version"  # the one entry of the metadata that says what a device needs
+ALIGNMENT: Final = 16  # bytes, of every buffer
+PREFIX: Final = re.compile(r"^(?:StatefulPartitionedCall/|serving_default_|model/)+")
+POSITION: Final = re.compile(r"(?:serving_default_)?args_(\d+):0|Identity(?:_(\d+))?|StatefulPartitionedCall:(\d+)")
 MISSING: Final = re.compile(r"(?:TF Select|Custom) ops: ([\w, ]+)|op '?tf\.(\w+)'?|'tf\.(\w+)' op")
 
 
 def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
     """Job: write the TFLite of a Keras or SavedModel source; gives notes."""
-    import tensorflow
+    import tensorflow as tf
 
-    from edgeml.exporter.source.tensorflow import frozen
+    from edgeml.exporter.source.tensorflow import frozen, load
 
-    converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([frozen(msgspec.convert(source, SourceRef), 1)])
-    converter.target_spec.supported_ops = [tensorflow.lite.OpsSet.TFLITE_BUILTINS]
+    ref = msgspec.convert(source, SourceRef)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen(ref, 1)])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
         model = converter.convert()
     except Exception as error:
@@ -34,7 +41,7 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
             listed = ", ".join(map(repr, sorted(names)))
             raise UnsupportedError(f"TFLite has no operator for {listed}", hint="rewrite it with others") from error
         raise unsupported("TFLiteConverter", error) from error
-    Path(out).write_bytes(model)
+    Path(out).write_bytes(canonical(model, load(ref).signature))
     return []
 
 
@@ -51,8 +58,74 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
         edge = litert_torch.convert(model.module, model.example(1))
     except Exception as error:
         raise unsupported("litert-torch", error) from error
-    Path(out).write_bytes(edge.model_content())
+    Path(out).write_bytes(canonical(edge.model_content(), model.signature))
     return []
 
 
 from_onnx = from_torch
+
+
+def canonical(model: bytes, signature: Signature) -> bytes:
+    """The model with the signature's names for its inputs and outputs, and short inner names without converters' counters.
+
+    Which tensor is which is read from the converters' own names; where those say nothing the name stays, and the bindings are
+    proved by value in any case. Weights keep the 16-byte alignment that the schema asks for.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph = parsed.subgraphs[0]
+    taken: set[str] = set()
+    known: dict[int, str] = {}
+    for indices, specs in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
+        for index in indices:
+            place = _place(graph.tensors[index].name.decode(), [spec.name for spec in specs])
+            if place is not None and place < len(specs) and index not in known and specs[place].name not in taken:
+                known[index] = free_name(specs[place].name, taken)
+    for number, one in enumerate(parsed.subgraphs):
+        for index, tensor in enumerate(one.tensors):
+            own = known.get(index) if number == 0 else None
+            tensor.name = (own or free_name(_short((tensor.name or b"").decode()), taken)).encode()
+    for definition in parsed.signatureDefs or ():
+        for entry in (*(definition.inputs or ()), *(definition.outputs or ())):
+            entry.name = graph.tensors[entry.tensorIndex].name
+    parsed.description = b""
+    parsed.metadata = [entry for entry in parsed.metadata or () if entry.name == RUNTIME_VERSION]
+    return _packed(parsed)
+
+
+def _place(name: str, names: list[str]) -> int | None:
+    """The position in the signature that a converter's tensor name stands for: the very name, `args_2`, `Identity_1`."""
+    plain = PREFIX.sub("", name).partition(":")[0]
+    if plain in names:
+        return names.index(plain)
+    found = POSITION.fullmatch(name)
+    if found is None:
+        return None
+    return int(next(filter(None, found.groups()), "0"))
+
+
+def _short(name: str) -> str:
+    """One readable part of a fused tensor's name: `a/Relu;b/BiasAdd;6468;b/Conv2D1` gives `b/Conv2D1`."""
+    parts = [part for part in name.split(";") if part and not part.isdigit() and not part.endswith("resource")]
+    return PREFIX.sub("", parts[-1] if parts else name) or "tensor"
+
+
+def _packed(parsed: Any) -> bytes:
+    import flatbuffers  # type: ignore[import-untyped]  # ships no annotations
+
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # the library is untyped
+        """The generated code forgets `force_align: 16` on buffers; kernels read weights in such steps."""
+
+        def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802 - the library's name
+            if x.dtype != "uint8":
+                return super().CreateNumpyVector(x)
+            self.StartVector(1, x.size, ALIGNMENT)
+            head = self.head = self.Head() - x.size
+            self.Bytes[head : head + x.size] = x.tobytes()
+            self.vectorNumElems = x.size
+            return self.EndVector()
+
+    builder = Aligned(1 << 16)
+    builder.Finish(parsed.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())

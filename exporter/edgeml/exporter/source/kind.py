@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeml.exporter.source.model import Kind, SourceRef
-from edgeml.wire.errors import ModelError, UnsupportedError
+from edgeml.wire.errors import EdgemlError, ModelError, UnsupportedError
 
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -45,21 +45,28 @@ def _kind(path: Path) -> Kind:
         raise ModelError(f"no file {str(path)!r}")
     with path.open("rb") as file:
         head = file.read(64)
-    if not head:
-        raise ModelError(f"{str(path)!r} is empty")
     if head.startswith(HDF5_MAGIC):
         return "keras-h5"
     if head.startswith(ZIP_MAGIC):
         return _zip_kind(path)
-    if head[4:8] == TFLITE_MAGIC:
-        raise UnsupportedError(f"{str(path)!r} is a TFLite file: not yet a source", hint="export the model it was made from")
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and head:
         return "onnx"
+    raise _refusal(path, head)
+
+
+def _refusal(path: Path, head: bytes) -> EdgemlError:
+    if not head:
+        return ModelError(f"{str(path)!r} is empty")
+    if head[4:8] == TFLITE_MAGIC:
+        return UnsupportedError(f"{str(path)!r} is a TFLite file: not yet a source", hint="export the model it was made from")
     if head.startswith(PICKLE_MAGIC) or path.suffix in {".pkl", ".pickle", ".joblib"}:
-        raise UnsupportedError(f"{str(path)!r} is a pickle of weights or objects", hint="give file.py:factory that builds the module")
+        return ModelError(
+            f"{str(path)!r} is a pickle: loading it may run code",
+            hint="give file.py:factory that builds the module and loads it",
+        )
     if path.suffix in {".h5", ".hdf5", ".keras", ".pt2", ".pt", ".pth"}:
-        raise ModelError(f"{str(path)!r} is truncated or not what its name says", hint="fetch or save it again")
-    raise ModelError(f"{str(path)!r} is no model known here", expected=KNOWN)
+        return ModelError(f"{str(path)!r} is truncated or not what its name says", hint="fetch or save it again")
+    return ModelError(f"{str(path)!r} is no model known here", expected=KNOWN)
 
 
 def _zip_kind(path: Path) -> Kind:

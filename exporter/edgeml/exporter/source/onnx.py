@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from edgeml.exporter.source.model import (
     SourceModel,
@@ -30,7 +29,7 @@ from edgeml.exporter.source.model import (
     write_arrays,
 )
 from edgeml.exporter.source.torch import TorchModel
-from edgeml.runtime.backends import Array, EngineOptions, opener
+from edgeml.runtime.backends import EngineOptions, opener
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
 
@@ -102,7 +101,9 @@ def _take_in_external(onnx: Any, proto: Any, folder: Path) -> None:
         if name.is_absolute() or ".." in name.parts or target.is_symlink() or not target.resolve().is_relative_to(root):
             raise ModelError(f"tensor {tensor.name!r} lies outside the model's folder", got=repr(str(name)), hint="refused")
         if not target.is_file():
-            raise ModelError(f"tensor {tensor.name!r} is in a file that is missing: {str(name)!r}", hint="copy it beside the model")
+            raise ModelError(
+                f"tensor {tensor.name!r} is in a file that is missing: {str(name)!r}", hint="copy it beside the model"
+            )
         if int(place.get("offset", 0)) + int(place.get("length", 0)) > target.stat().st_size:
             raise ModelError(f"tensor {tensor.name!r} reaches beyond {str(name)!r}", hint="the file is truncated")
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(root))
@@ -116,7 +117,9 @@ def _check_sizes(onnx: Any, proto: Any) -> None:
             continue
         if any(axis < 0 for axis in tensor.dims):
             raise ModelError(f"tensor {tensor.name!r} has a negative size")
-        bits = 4 if tensor.data_type in _HALF_BYTES(onnx) else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bits = (
+            4 if tensor.data_type in _HALF_BYTES(onnx) else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        )
         want = (math.prod(tensor.dims) * bits + 7) // 8
         if want != len(tensor.raw_data):
             raise ModelError(f"tensor {tensor.name!r}", expected=f"{want} bytes", got=str(len(tensor.raw_data)))
@@ -202,7 +205,13 @@ def describe(source: dict[str, Any]) -> Any:
     digest, size = identity(Path(ref.path))
     metadata = {entry.key: entry.value for entry in model.proto.metadata_props}
     described = SourceModel(
-        ref.kind, model.signature, digest, size, _labels(metadata), metadata, {"onnx": version("onnx"), "onnxruntime": version("onnxruntime")}
+        ref.kind,
+        model.signature,
+        digest,
+        size,
+        _labels(metadata),
+        metadata,
+        {"onnx": version("onnx"), "onnxruntime": version("onnxruntime")},
     )
     return msgspec.to_builtins(described)
 
@@ -226,7 +235,8 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     backend = opener("onnx")(model.proto.SerializeToString(), EngineOptions(threads=1, kernels="exact"))
     by_name = read_arrays(inputs, names(model.signature.inputs))
     count = CHUNK if model.any_batch else 1
-    calls = []
-    for start in range(0, len(next(iter(by_name.values()))), count):
-        calls.append(backend.run([feed(by_name[spec.name], spec, start, count) for spec in model.signature.inputs]))
+    calls = [
+        backend.run([feed(by_name[spec.name], spec, start, count) for spec in model.signature.inputs])
+        for start in range(0, len(next(iter(by_name.values()))), count)
+    ]
     write_arrays(outputs, gather(calls, model.signature))

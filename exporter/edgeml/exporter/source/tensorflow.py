@@ -18,7 +18,19 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeml.exporter.source.model import SourceModel, SourceRef, batched, feed, gather, identity, names, read_arrays, refuse_non_finite, stack_ones, write_arrays
+from edgeml.exporter.source.model import (
+    SourceModel,
+    SourceRef,
+    batched,
+    feed,
+    gather,
+    identity,
+    names,
+    read_arrays,
+    refuse_non_finite,
+    stack_ones,
+    write_arrays,
+)
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
@@ -42,10 +54,10 @@ class TfModel:
 
 def _tensorflow() -> Any:
     try:
-        import tensorflow
+        import tensorflow as tf
     except ModuleNotFoundError as error:
         raise MissingExtraError("tensorflow", "keras") from error
-    return tensorflow
+    return tf
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,9 +68,9 @@ def load(source: SourceRef) -> TfModel:
         ModelError: damaged, or it would run code and is not trusted.
         UnsupportedError: a layer or form that cannot be loaded.
     """
-    tensorflow = _tensorflow()
-    tensorflow.config.threading.set_intra_op_parallelism_threads(1)
-    tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+    tf = _tensorflow()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     try:
         model = _load_saved(source) if source.kind == "savedmodel" else _load_keras(source)
     except EdgemlError:
@@ -121,7 +133,8 @@ def _keras_config(source: SourceRef) -> tuple[dict[str, Any], str]:
         text = file.attrs.get("model_config")
         if text is None:
             raise ModelError(
-                f"{Path(source.path).name!r} holds weights without an architecture", hint="save the whole model: model.save(...)"
+                f"{Path(source.path).name!r} holds weights without an architecture",
+                hint="save the whole model: model.save(...)",
             )
         return json.loads(text), str(file.attrs.get("keras_version", "2"))
 
@@ -139,13 +152,15 @@ def _code_layers(config: object) -> list[str]:
 
 
 def _load_saved(source: SourceRef) -> TfModel:
-    tensorflow = _tensorflow()
-    loaded = tensorflow.saved_model.load(source.path)
+    tf = _tensorflow()
+    loaded = tf.saved_model.load(source.path)
     signatures = dict(loaded.signatures)
     name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
     if name is None or (name != "serving_default" and len(signatures) > 1):
         raise UnsupportedError(
-            "a SavedModel without a default signature", expected="'serving_default'", got=", ".join(sorted(signatures)) or "none"
+            "a SavedModel without a default signature",
+            expected="'serving_default'",
+            got=", ".join(sorted(signatures)) or "none",
         )
     function = signatures[name]
     if not source.trust and (touching := _machine_ops(function)):
@@ -197,15 +212,15 @@ def frozen(source: SourceRef, batch: int | None) -> Any:
 
     Inputs bear the signature's names; outputs are `Identity`, `Identity_1`, … in the signature's order.
     """
-    tensorflow = _tensorflow()
+    tf = _tensorflow()
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     model = load(source)
     specs = [
-        tensorflow.TensorSpec([_size(size, batch) for size in spec.shape], spec.dtype, name=spec.name)
+        tf.TensorSpec([_size(size, batch) for size in spec.shape], spec.dtype, name=spec.name)
         for spec in model.signature.inputs
     ]
-    function = tensorflow.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
+    function = tf.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
     return convert_variables_to_constants_v2(function.get_concrete_function(*specs))
 
 
@@ -230,13 +245,13 @@ def describe(source: dict[str, Any]) -> Any:
 
 def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
-    tensorflow = _tensorflow()
+    tf = _tensorflow()
     model = load(msgspec.convert(source, SourceRef))
     feeds = read_arrays(inputs, names(model.signature.inputs))
     count = CHUNK if model.any_batch else 1
-    function = tensorflow.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
+    function = tf.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
     calls = []
     for start in range(0, len(next(iter(feeds.values()))), count):
-        tensors = [tensorflow.constant(feed(feeds[spec.name], spec, start, count)) for spec in model.signature.inputs]
+        tensors = [tf.constant(feed(feeds[spec.name], spec, start, count)) for spec in model.signature.inputs]
         calls.append([np.asarray(tensor) for tensor in function(*tensors)])
     write_arrays(outputs, gather(calls, model.signature))

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -110,7 +110,8 @@ def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
         module = torch.load(source.path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         raise UnsupportedError(
-            f"{Path(source.path).name!r} holds a {type(module).__name__}, not a module", hint="give file.py:factory that builds it"
+            f"{Path(source.path).name!r} holds a {type(module).__name__}, not a module",
+            hint="give file.py:factory that builds it",
         )
     return module.eval(), _examples_from(torch, module, source)
 
@@ -143,7 +144,9 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 def _examples_from(torch: Any, module: Any, source: SourceRef) -> tuple[Any, ...]:
     """One sample per input, batch axis included, from the samples the user gave."""
     if source.example is None:
-        raise PlanError("no shape of the inputs is known", hint="return (module, example_inputs) from the factory, or give --calib")
+        raise PlanError(
+            "no shape of the inputs is known", hint="return (module, example_inputs) from the factory, or give --calib"
+        )
     wanted = _parameters(module)
     with np.load(source.example, allow_pickle=False) as samples:
         arrays = [samples[name] for name in wanted if name in samples.files]
@@ -167,7 +170,11 @@ def _parameters(module: Any) -> list[str]:
 
 
 def _weights(module: Any) -> list[tuple[str, Array]]:
-    return [(name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items() if hasattr(tensor, "detach")]
+    return [
+        (name, tensor.detach().cpu().float().numpy())
+        for name, tensor in module.state_dict().items()
+        if hasattr(tensor, "detach")
+    ]
 
 
 def describe_module(module: Any, examples: tuple[Any, ...]) -> TorchModel:
@@ -187,7 +194,10 @@ def describe_module(module: Any, examples: tuple[Any, ...]) -> TorchModel:
     grown = _grown_shapes(torch, flat, examples)
     with torch.no_grad():
         outputs = flat(*(one if grown else examples))
-    inputs = tuple(_spec(name, tensor, stacks=bool(grown) and _stacks(tensor, examples)) for name, tensor in zip(input_names, examples, strict=True))
+    inputs = tuple(
+        _spec(name, tensor, stacks=bool(grown) and _stacks(tensor, examples))
+        for name, tensor in zip(input_names, examples, strict=True)
+    )
     given = tuple(_spec(name, tensor, stacks=name in grown) for name, tensor in zip(output_names, outputs, strict=True))
     signature = Signature(inputs, given)
     return TorchModel(stack_ones(signature), flat, one if grown else examples, batched(signature))
@@ -271,7 +281,8 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     with torch.no_grad():
         for start in range(0, len(next(iter(feeds.values()))), count):
             tensors = [
-                torch.from_numpy(np.ascontiguousarray(feed(feeds[spec.name], spec, start, count))) for spec in model.signature.inputs
+                torch.from_numpy(np.ascontiguousarray(feed(feeds[spec.name], spec, start, count)))
+                for spec in model.signature.inputs
             ]
             calls.append([tensor.numpy() for tensor in model.module(*tensors)])
     write_arrays(outputs, gather(calls, model.signature))

@@ -1,0 +1,115 @@
+"""What became of each artifact that was asked for, in the words of reports, exit codes and people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgeml.exporter.artifact import Judged
+from edgeml.exporter.report.structs import ArtifactReport, Latency
+from edgeml.exporter.source import SourceModel
+from edgeml.wire.errors import BudgetError, EdgemlError, EngineError, ParityError, UnsupportedError, WorkerError
+from edgeml.wire.manifest import Format, Precision
+
+LIBRARIES: Final[dict[Format, tuple[str, ...]]] = {
+    "onnx": ("onnx", "onnxruntime"),
+    "tflite": ("ai-edge-litert", "ai-edge-quantizer"),
+    "coreml": ("coremltools",),
+}
+
+
+PLAIN: Final = (ParityError, UnsupportedError, EngineError, WorkerError)  # errors made of one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One artifact that was asked for: judged, or the error that stood in the way. `model` is its file."""
+
+    format: Format
+    precision: Precision
+    judged: Judged | None
+    model: Path | None
+    error: EdgemlError | None
+
+    @property
+    def passed(self) -> bool:
+        return self.judged is not None and self.judged.status != "fail" and self.error is None
+
+
+def verdict_error(judged: Judged, budget: float | None) -> EdgemlError | None:
+    where = f"{judged.artifact.format} {judged.artifact.precision}"
+    if judged.artifact.parity.status == "fail":
+        return ParityError(f"{where} is not the source: {judged.reason}")
+    task = judged.artifact.task
+    if judged.status == "fail" and task is not None:
+        return BudgetError(
+            f"{where} loses {task.drop:.2f} points of {task.metric}",
+            expected=f"at most {budget:g}",
+            got=f"{task.drop:.2f} on {task.n} samples",
+            hint="raise --max-drop, or leave it out",
+        )
+    return None
+
+
+def key_number(judged: Judged) -> str:
+    artifact = judged.artifact
+    words = [f"{artifact.bytes:,} bytes"]
+    if judged.status == "fail" and judged.reason:
+        return judged.reason
+    if artifact.task is not None and artifact.precision != "fp32":
+        words.append(f"{artifact.task.metric} drop {artifact.task.drop:+.2f} points, at most {artifact.task.upper95:.2f}")
+    else:
+        words.append(f"max error {artifact.parity.max_abs:.1e} of the range")
+    return ", ".join(words)
+
+
+def unmade(whole: Made) -> EdgemlError:
+    """Why nothing is quantized from an fp32 artifact that failed: its own failure, with its own exit code."""
+    error = whole.error
+    assert error is not None, "what did not pass says why"
+    return type(error)(f"not made, since {whole.format} fp32 failed: {error}") if type(error) in PLAIN else error
+
+
+def artifact_report(made: Made) -> ArtifactReport:
+    error = str(made.error) if made.error is not None else None
+    if made.judged is None:
+        return ArtifactReport(made.format, made.precision, "fail", error=error, packed=False)
+    artifact, seconds = made.judged.artifact, sorted(made.judged.latency_s)
+    tolerances = [output.tolerance for output in artifact.golden.outputs] if artifact.golden else []
+    return ArtifactReport(
+        format=made.format, precision=made.precision, status=made.judged.status, bytes=artifact.bytes, sha256=artifact.sha256,
+        precision_found=artifact.precision_found, engine=made.judged.engine, parity=artifact.parity, task=artifact.task,
+        error=error, packed=made.passed, golden_tolerance=max(tolerances, default=None),
+        latency=Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.9)), len(seconds)),
+        inputs=artifact.inputs, outputs=artifact.outputs, ops=artifact.ops, notes=artifact.notes,
+    )  # fmt: skip
+
+
+def summary(made: Sequence[Made], *, packed: bool) -> str:
+    good = sum(one.passed for one in made)
+    failed = ", ".join(f"{one.format} {one.precision}" for one in made if not one.passed)
+    if not failed:
+        return f"All {good} artifacts agree with the source." if good > 1 else "The artifact agrees with the source."
+    if not packed:
+        return f"No artifact passed, so no bundle was written; failed: {failed}."
+    return f"{good} of {len(made)} artifacts are in the bundle; failed: {failed}."
+
+
+def exit_code(made: Sequence[Made]) -> int:
+    """The gravest first: a wrong result (3), a missed budget (4), no converter (5), this machine (6)."""
+    return min((one.error.exit_code for one in made if one.error is not None), default=0)
+
+
+def libraries(model: SourceModel, formats: Sequence[Format]) -> dict[str, str]:
+    found = dict(model.libraries)
+    for package in ("edgeml-toolkit", "numpy", *(name for format_ in formats for name in LIBRARIES[format_])):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
