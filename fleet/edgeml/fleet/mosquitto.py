@@ -154,10 +154,10 @@ class Mosquitto:
                 os.kill(pid, name)
             until = time.monotonic() + limit_s
             while time.monotonic() < until:
-                if self._process is not None:
-                    self._process.poll()  # reaps
                 if not _is_ours(pid, self._config):
-                    self._process = None
+                    if self._process is not None:
+                        self._process.wait()
+                        self._process = None
                     self._pid_file.unlink(missing_ok=True)
                     return
                 time.sleep(_POLL_S)
