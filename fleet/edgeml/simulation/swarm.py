@@ -103,10 +103,10 @@ class Swarm:
         self._stopping.set()
         for device in self.devices:
             device.stop()
-        self._threads.shutdown(wait=True, cancel_futures=True)
         self._loop.stop()
         for thread in self._running:
             thread.join()
+        self._threads.shutdown(wait=True, cancel_futures=True)
         for device in self.devices:
             device.close()
         self._models.close()
