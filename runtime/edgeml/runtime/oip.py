@@ -228,8 +228,9 @@ def _from_json(where: str, tensor: _Tensor, dtype: np.dtype[Any], count: int) ->
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{where}: data is not JSON: {error}") from error
     try:
-        array = np.array(values, dtype=dtype)
-    except (OverflowError, ValueError, TypeError) as error:
+        with np.errstate(over="raise"):
+            array = np.array(values, dtype=dtype)
+    except (OverflowError, FloatingPointError, ValueError, TypeError) as error:
         raise InputError(f"{where}: data does not fit {tensor.datatype}: {error}") from error
     if array.size != count:
         raise InputError(f"{where}: values", expected=f"{count} for shape {tensor.shape}", got=str(array.size))
