@@ -19,11 +19,11 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
 
 
 @operation("reshape_like")
-def reshape_like(x: Tensor, ref_tensors: Tensors, begins: Ints, ends: Ints, end_masks: Ints) -> Tensor:
+def reshape_like(x: Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors, end_masks: Tensors) -> Tensor:
     """The sizes of ref_tensors[i].shape[begins[i]:ends[i]], joined."""
     sizes: list[int] = []
     for ref, begin, end, mask in zip(ref_tensors, begins, ends, end_masks, strict=True):
-        sizes += list(ref.shape)[begin : None if mask else end]
+        sizes += list(ref.shape)[int(begin) : None if bool(mask) else int(end)]
     return x.reshape(sizes)
 
 
@@ -102,7 +102,7 @@ def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
 def reverse_sequence(x: Tensor, lengths: Ints, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first lengths[b] elements along `seq_axis` of each batch item, back to front; the rest stays."""
     parts = []
-    for item, length in zip(x.split(1, batch_axis), lengths, strict=True):
+    for item, length in zip(x.split_with_sizes([1] * x.shape[batch_axis], batch_axis), lengths, strict=True):
         head, tail = item.narrow(seq_axis, 0, length), item.narrow(seq_axis, length, x.shape[seq_axis] - length)
         parts.append(torch.cat([head.flip(seq_axis), tail], seq_axis))
     return torch.cat(parts, batch_axis)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,15 +40,26 @@ def non_maximum_suppression(
     scores: Tensor,
     iou_threshold: float,
     max_boxes: int,
-    score_threshold: float = float("-inf"),
+    score_threshold: float | None = None,
     per_class_suppression: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Greedy suppression of boxes (x, y, width, height from the centre) by their best class score.
 
-    (boxes, scores, indices, count) for each batch item, padded to `max_boxes` with zeros and index -1.
+    Up to iOS 16 (`score_threshold` given): boxes (n, B, 4), scores (n, B, K); gives boxes, scores, indices, count, padded to
+    `max_boxes` with zeros and index -1. From iOS 17: (n, 4, B) and (n, K, B), and no count.
     """
+    if score_threshold is not None:
+        return _suppress(boxes, scores, iou_threshold, score_threshold, max_boxes, per_class=per_class_suppression)
+    turned = (boxes.transpose(1, 2), scores.transpose(1, 2))
+    kept_boxes, kept_scores, indices, _ = _suppress(*turned, iou_threshold, -math.inf, max_boxes, per_class=per_class_suppression)
+    return kept_boxes.transpose(1, 2), kept_scores.transpose(1, 2), indices
+
+
+def _suppress(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_boxes: int, *, per_class: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kept = [
-        _survivors(item, score, iou_threshold, score_threshold, max_boxes, per_class=per_class_suppression)
+        _survivors(item, score, iou_threshold, score_threshold, max_boxes, per_class=per_class)
         for item, score in zip(boxes, scores, strict=True)
     ]
     indices = torch.full((len(kept), max_boxes), -1, dtype=torch.int32)
