@@ -1,0 +1,1 @@
+"""What this machine measures: `scripts/bench NAME [--json]`."""
