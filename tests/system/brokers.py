@@ -77,5 +77,3 @@ def _await_port(port: int) -> None:
             return
         pause.wait(0.05)
     pytest.fail(f"no broker came up on port {port}")
-
-

@@ -1,8 +1,8 @@
 """A stand-in for the fleet service: real signed metadata over real HTTP, and switches for everything that can go wrong.
 
-    with Service(folder) as service:
-        service.publish(bundle)              # signs and serves it
-        service.want("toy", "1.0.0")         # a higher revision for every device
+with Service(folder) as service:
+    service.publish(bundle)              # signs and serves it
+    service.want("toy", "1.0.0")         # a higher revision for every device
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp  # type: ignore[attr-defined]
 
 from edgeml.runtime.bundle import open_bundle
@@ -134,7 +134,7 @@ class Service:
         return report
 
     def start(self) -> None:
-        self._server = _Server(("127.0.0.1", self._port), _handler(self))
+        self._server = _Server(("127.0.0.1", self._port), type("Handler", (_Handler,), {"service": self}))
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -168,60 +168,58 @@ class _Server(ThreadingHTTPServer):
         """A client that was killed is no news."""
 
 
-def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    service: Service
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *args: object) -> None:
-            pass
+    def log_message(self, *args: object) -> None:
+        pass
 
-        def do_GET(self) -> None:
-            service.requests.append(self.path)
-            if self.path == "/v1/desired":
-                return self._desired()
-            if self.path.startswith("/tuf/metadata/"):
-                return self._answer(service.repository.files.get(self.path.removeprefix("/tuf/metadata/")))
-            return self._target(service.repository.targets_files.get(self.path.removeprefix("/tuf/targets/")))
+    def do_GET(self) -> None:
+        self.service.requests.append(self.path)
+        if self.path == "/v1/desired":
+            return self._desired()
+        if self.path.startswith("/tuf/metadata/"):
+            return self._answer(self.service.repository.files.get(self.path.removeprefix("/tuf/metadata/")))
+        return self._target(self.service.repository.targets_files.get(self.path.removeprefix("/tuf/targets/")))
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers["Authorization"] != f"Bearer {TOKEN}":
-                return self._answer(None, status=401)
-            items = json.loads(body)
-            service.hear(items)
-            return self._answer(json.dumps({"accepted": len(items)}).encode())
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self._answer(None, status=401)
+        items = json.loads(body)
+        self.service.hear(items)
+        return self._answer(json.dumps({"accepted": len(items)}).encode())
 
-        def _desired(self) -> None:
-            etag = f'"{service.desired.rev}"'
-            if self.headers["If-None-Match"] == etag:
-                return self._answer(b"", status=304)
-            return self._answer(encode(service.desired), headers={"ETag": etag})
+    def _desired(self) -> None:
+        etag = f'"{self.service.desired.rev}"'
+        if self.headers["If-None-Match"] == etag:
+            return self._answer(b"", status=304)
+        return self._answer(encode(self.service.desired), headers={"ETag": etag})
 
-        def _target(self, data: bytes | None) -> None:
-            if data is None:
-                return self._answer(None)
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            for begin in range(start, len(data), service.chunk_bytes):
-                piece = data[begin : begin + service.chunk_bytes]
-                self.wfile.write(piece)
-                service.target_bytes += len(piece)
-                if service.chunk_s:
-                    threading.Event().wait(service.chunk_s)
-            return None
+    def _target(self, data: bytes | None) -> None:
+        if data is None:
+            return self._answer(None)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        for begin in range(start, len(data), self.service.chunk_bytes):
+            piece = data[begin : begin + self.service.chunk_bytes]
+            self.wfile.write(piece)
+            self.service.target_bytes += len(piece)
+            if self.service.chunk_s:
+                threading.Event().wait(self.service.chunk_s)
+        return None
 
-        def _answer(self, data: bytes | None, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status if data is not None or status != 200 else 404)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            if status != 304:
-                self.send_header("Content-Length", str(len(data or b"")))
-            self.end_headers()
-            if status != 304:
-                self.wfile.write(data or b"")
-
-    return Handler
+    def _answer(self, data: bytes | None, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status if data is not None or status != 200 else 404)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status != 304:
+            self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if status != 304:
+            self.wfile.write(data or b"")

@@ -105,9 +105,9 @@ class Installer:
         """Do it; what the machine should know of the outcome."""
         match action:
             case updater.Fetch():
-                return self.fetch(action.target)
+                return self.fetch(action.target, action.attempt)
             case updater.SelfTest():
-                return self.self_test(action.digest)
+                return self.self_test(action.digest, action.attempt)
             case updater.Switch():
                 return self.switch(action.digest)
             case updater.CheckHealth():
@@ -116,7 +116,7 @@ class Installer:
                 self.prune(action.keep)
                 return None
 
-    def fetch(self, target: Target) -> updater.Event | None:
+    def fetch(self, target: Target, attempt: int) -> updater.Event | None:
         """Signed metadata, then bytes, then a slot. `None` if nobody wants it any more."""
         digest = target.manifest_sha256 or ""
         self.fetcher.moved_bytes = 0
@@ -125,17 +125,17 @@ class Installer:
         except Superseded:
             return None
         except EdgemlError as error:
-            return self._failure(digest, error)
-        return updater.Fetched(digest, size_bytes, self.fetcher.moved_bytes)
+            return self._failure(digest, attempt, error)
+        return updater.Fetched(digest, attempt, size_bytes, self.fetcher.moved_bytes)
 
-    def self_test(self, digest: str) -> updater.Event:
+    def self_test(self, digest: str, attempt: int) -> updater.Event:
         try:
             self.engine.prepare(self.model, digest, self.path(digest))
         except BundleError as error:
             return updater.Damaged(digest, str(error))
         except EdgemlError as error:
-            return updater.Failed(digest, code_of(error), str(error), is_retryable(error))
-        return updater.Tested(digest)
+            return updater.Failed(digest, attempt, code_of(error), str(error), is_retryable(error))
+        return updater.Tested(digest, attempt)
 
     def switch(self, digest: str | None) -> updater.Event | None:
         try:
@@ -166,6 +166,9 @@ class Installer:
     def _fetch(self, target: Target, digest: str) -> int:
         if self.trust is None:
             raise UpdateError("no service to trust is configured", code="untrusted", retryable=False)
+        held = self.slots.find(digest)
+        if held is not None:  # installed by an attempt that did not live to say so; `prepare` checks every byte again
+            return held.bytes
         signed = self.trust.find(target.path or f"models/{target.model}/{target.version}.edgeml")
         _require_match(signed.custom, target)
         self.engine.accepts(self.model, signed.custom)
@@ -186,11 +189,11 @@ class Installer:
         self.slots.install(part, _installed(signed))
         return remote.length_bytes
 
-    def _failure(self, digest: str, error: EdgemlError) -> updater.Event:
+    def _failure(self, digest: str, attempt: int, error: EdgemlError) -> updater.Event:
         code, moved = code_of(error), self.fetcher.moved_bytes
         if code in {"unreachable", "metadata_expired"}:
-            return updater.Waiting(digest, code, str(error), moved)
-        return updater.Failed(digest, code, str(error), is_retryable(error), moved)
+            return updater.Waiting(digest, attempt, code, str(error), moved)
+        return updater.Failed(digest, attempt, code, str(error), is_retryable(error), moved)
 
 
 def code_of(error: EdgemlError) -> str:

@@ -49,6 +49,7 @@ class Update(msgspec.Struct, frozen=True):
 
     `installed` are the manifest digests that can be opened here, `factory` among them if the device was shipped with one;
     `penalties` the digests not to try again, with the reason. `wake_at` is when the machine next has something to do by itself.
+    `attempt` numbers what was begun: what comes back from an earlier attempt is not heard.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Update(msgspec.Struct, frozen=True):
     confirmed: str | None = None
     installed: tuple[str, ...] = ()
     factory: str | None = None
+    attempt: int = 0
     tries: int = 0
     waits: int = 0
     boots: int = 0
@@ -99,6 +101,7 @@ class Fetched(msgspec.Struct, frozen=True):
     """The bundle lies in its slot, every byte checked; `moved_bytes` came over the network in this try."""
 
     digest: str
+    attempt: int
     bytes: int
     moved_bytes: int
 
@@ -107,6 +110,7 @@ class Waiting(msgspec.Struct, frozen=True):
     """The service is out of reach, or its metadata is out of date: not this version's fault."""
 
     digest: str
+    attempt: int
     code: str
     detail: str
     moved_bytes: int = 0
@@ -116,6 +120,7 @@ class Failed(msgspec.Struct, frozen=True):
     """Download, check or self-test failed."""
 
     digest: str
+    attempt: int
     code: str
     detail: str
     retryable: bool
@@ -126,6 +131,7 @@ class Tested(msgspec.Struct, frozen=True):
     """The golden vectors hold on this machine, and the version is loaded beside the running one."""
 
     digest: str
+    attempt: int
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -151,12 +157,14 @@ class Fetch(msgspec.Struct, frozen=True):
     """Ask the signed metadata, download, check, put into a slot; answer with Fetched, Waiting or Failed."""
 
     target: Target
+    attempt: int
 
 
 class SelfTest(msgspec.Struct, frozen=True):
     """Load beside, run the golden vectors, warm; answer with Tested or Failed."""
 
     digest: str
+    attempt: int
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -274,16 +282,16 @@ def _begin(update: Update) -> Outcome:
     target, digest = update.target, update.wanted
     assert target is not None
     assert digest is not None
-    update = replace(update, code=None, detail=None, retryable=False, wake_at=None, boots=0)
+    update = replace(update, attempt=update.attempt + 1, code=None, detail=None, retryable=False, wake_at=None, boots=0)
     if digest in update.installed:
-        return replace(update, stage="self_test"), (Tell("verified"), Tell("self_test"), SelfTest(digest))
+        return replace(update, stage="self_test"), (Tell("verified"), Tell("self_test"), SelfTest(digest, update.attempt))
     keep = tuple(d for d in dict.fromkeys((update.active, update.confirmed, update.factory)) if d is not None)
     update = replace(update, stage="downloading", installed=tuple(d for d in update.installed if d in keep))
-    return update, (Tell("downloading"), Prune(keep), Fetch(target))
+    return update, (Tell("downloading"), Prune(keep), Fetch(target, update.attempt))
 
 
 def _fetched(update: Update, event: Fetched) -> Outcome:
-    if update.stage != "downloading" or event.digest != update.wanted:
+    if update.stage != "downloading" or event.attempt != update.attempt:
         return update, ()
     installed = (*(d for d in update.installed if d != event.digest), event.digest)
     moved = max(update.downloaded_bytes + event.moved_bytes, event.bytes if event.moved_bytes else 0)
@@ -291,11 +299,11 @@ def _fetched(update: Update, event: Fetched) -> Outcome:
         update, stage="self_test", installed=installed, downloaded_bytes=moved, boots=0, waits=0, wake_at=None,
         code=None, detail=None,
     )  # fmt: skip
-    return update, (Tell("verified"), Tell("self_test"), SelfTest(event.digest))
+    return update, (Tell("verified"), Tell("self_test"), SelfTest(event.digest, update.attempt))
 
 
 def _waiting(update: Update, event: Waiting, now: float, policy: Policy, jitter: float) -> Outcome:
-    if update.stage != "downloading" or event.digest != update.wanted:
+    if update.stage != "downloading" or event.attempt != update.attempt:
         return update, ()
     waits = update.waits + 1
     is_news = event.code != update.code
@@ -307,7 +315,7 @@ def _waiting(update: Update, event: Waiting, now: float, policy: Policy, jitter:
 
 
 def _failed(update: Update, event: Failed, now: float, policy: Policy, jitter: float) -> Outcome:
-    if update.stage not in {"downloading", "self_test"} or event.digest != update.wanted:
+    if update.stage not in {"downloading", "self_test"} or event.attempt != update.attempt:
         return update, ()
     update = replace(update, downloaded_bytes=update.downloaded_bytes + event.moved_bytes)
     if event.code in REJECTIONS:
@@ -328,7 +336,7 @@ def _fail(update: Update, event: Failed, now: float, policy: Policy, jitter: flo
 
 
 def _tested(update: Update, event: Tested, now: float, policy: Policy) -> Outcome:
-    if update.stage != "self_test" or event.digest != update.wanted:
+    if update.stage != "self_test" or event.attempt != update.attempt:
         return update, ()
     return _soak(update, event.digest, now, policy), (Switch(event.digest), Tell("soaking"))
 
@@ -348,7 +356,7 @@ def _tick(update: Update, now: float, policy: Policy) -> Outcome:
         case "offered" | "failed":
             return _offer(replace(update, wake_at=None), now, policy)
         case "downloading":
-            return replace(update, wake_at=None), (Fetch(update.target),)
+            return replace(update, wake_at=None), (Fetch(update.target, update.attempt),)
         case "soaking" if update.active is not None:
             return replace(update, wake_at=now + policy.health_s), (CheckHealth(update.active),)
         case _:
@@ -385,7 +393,7 @@ def _resumed(update: Update, now: float) -> Outcome:
     assert update.target is not None
     match update.stage:
         case "downloading":
-            return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target))
+            return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target, update.attempt))
         case "verified" | "self_test":
             return _tested_again(replace(update, boots=update.boots + 1))
         case "soaking":
@@ -408,8 +416,8 @@ def _tested_again(update: Update) -> Outcome:
         detail = f"{update.boots} restarts in the self-test"
         return replace(update, stage="failed", code="crash", detail=detail, boots=0), (Tell("failed"),)
     if digest not in update.installed:
-        return replace(update, stage="downloading"), (Tell("downloading"), Fetch(target))
-    return replace(update, stage="self_test"), (Tell("self_test"), SelfTest(digest))
+        return replace(update, stage="downloading"), (Tell("downloading"), Fetch(target, update.attempt))
+    return replace(update, stage="self_test"), (Tell("self_test"), SelfTest(digest, update.attempt))
 
 
 def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter: float) -> Outcome:
@@ -426,7 +434,7 @@ def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter:
     moves: tuple[Action, ...] = (Switch(update.active), Prune(installed)) if was_active else (Prune(installed),)
     if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test"}:
         return update, moves
-    failure = Failed(event.digest, "damaged", event.detail, retryable=True)
+    failure = Failed(event.digest, update.attempt, "damaged", event.detail, retryable=True)
     update, told = _fail(replace(update, tries=0), failure, now, policy, jitter)
     return update, (*moves, *told)
 
