@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from edgeml.runtime.backends import Array, Backend, RawTensor
 from edgeml.wire.errors import ParityError
-from edgeml.wire.manifest import Binding, DType, Signature, TensorSpec
+from edgeml.wire.manifest import BATCH, Binding, DType, Signature, TensorSpec
 
 PROOF_SAMPLES: Final = 8
 TOLERANCE: Final = 0.5  # rms error over std; an unrelated tensor of the same spread has 1.4, the worst healthy int8 seen 0.18
@@ -28,7 +28,7 @@ SURE: Final = 1e-2  # no better assignment is looked for
 CANDIDATE_LIMIT: Final = 512  # input assignments tried; the names put the likely ones first
 MAX_RANK: Final = 6  # axes; more orders than 5! are not tried
 
-_AFFIXES = re.compile(r"^(serving_default_|StatefulPartitionedCall[:_]?|model/|args?_)+|(:\d+)$")
+_AFFIXES = re.compile(r"^(serving_default_|StatefulPartitionedCall_?|model/|args?_)+|(:\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class _Option:
         axes: tuple[int | str, ...] = self.spec.shape
         if self.permute is not None:
             axes = tuple(axes[axis] for axis in self.permute)
+        if len(axes) != len(self.raw.shape):  # axes of size 1 come or go; an open one can only be the batch
+            axes = (BATCH,) * len(self.raw.shape)
         shape = tuple(axes[i] if size is None else size for i, size in enumerate(self.raw.shape))
         dtype: DType = str(self.raw.dtype)  # type: ignore[assignment]  # engines give numeric tensors only
         return Binding(self.spec.name, self.raw.name, self.index, dtype, shape, self.raw.quantization, self.permute)
@@ -75,8 +77,7 @@ def bind(
         signature: what the application sees.
         inputs: real samples (n, ...) as `Samples.inputs`.
         reference: the source's outputs for them (n, ...).
-        tolerance: the largest rms error over std that counts as a proof. An input of the signature may stay unbound, if the
-            artifact does not have it (converters drop unused inputs); an output may not.
+        tolerance: the largest rms error over std that counts as a proof.
 
     Raises:
         ParityError: nothing fits; the closest candidate and its error are named.
@@ -100,7 +101,7 @@ def bind(
             break
     if best is None:
         raise ParityError(
-            "no assignment of outputs to tensors", expected=_names(signature.outputs), got=_raw_names(backend.outputs)
+            "no one-to-one assignment of tensors", expected=_names(signature.outputs), got=_raw_names(backend.outputs)
         )
     if best.error > tolerance:
         best = _only_way(assignments, output_options) or best
@@ -121,6 +122,13 @@ def _only_way(assignments: Sequence[tuple[_Option, ...]], outputs: Sequence[Sequ
 
 def _input_assignments(backend: Backend, signature: Signature, samples: Mapping[str, Array]) -> Iterator[tuple[_Option, ...]]:
     """Each way to feed every input of the backend from a different input of the signature, the likely ones first."""
+    if len(backend.inputs) != len(signature.inputs):
+        raise ParityError(
+            "the artifact has other inputs than the signature",
+            expected=_names(signature.inputs),
+            got=_raw_names(backend.inputs),
+            hint="inputs that the model does not use are dropped by converters: take them out of the source",
+        )
     per_raw: list[list[_Option]] = []
     for index, raw in enumerate(backend.inputs):
         found = [o for spec in signature.inputs for o in _options(spec, [raw], _one(spec, samples), index)]
@@ -133,12 +141,6 @@ def _input_assignments(backend: Backend, signature: Signature, samples: Mapping[
         if len({option.spec.name for option in choice}) == len(choice)
     )
     ranked = sorted(complete, key=lambda choice: tuple(map(sum, zip(*(o.rank() for o in choice), strict=True))))
-    if not ranked:
-        raise ParityError(
-            "the artifact has more inputs than the signature",
-            expected=_names(signature.inputs),
-            got=_raw_names(backend.inputs),
-        )
     yield from ranked
 
 
@@ -168,6 +170,9 @@ def _orders(shape: tuple[int, ...], raw: tuple[int | None, ...], *, fixed_first:
         return all(size is None or shape[axis] == size for axis, size in zip(order, raw, strict=True))
 
     if len(shape) != len(raw):
+        fixed = [size for size in raw if size is not None]
+        if [size for size in fixed if size > 1] == [size for size in shape if size > 1] and len(raw) - len(fixed) < 2:
+            yield None
         return
     identity = tuple(range(len(shape)))
     if fits(identity):
@@ -209,6 +214,8 @@ def _run(backend: Backend, assignment: Sequence[_Option], samples: Mapping[str, 
             value = value[None] if option.spec.has_batch else value
             if option.permute is not None:
                 value = value.transpose(option.permute)
+            if value.ndim != len(option.raw.shape):
+                value = value.reshape([1 if size is None else size for size in option.raw.shape])
             feed.append(np.ascontiguousarray(_to_raw(value, option.raw)))
         calls.append(backend.run(feed))
     return [_from_raw(np.stack(values), raw) for values, raw in zip(zip(*calls, strict=True), backend.outputs, strict=True)]
