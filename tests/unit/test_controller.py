@@ -341,4 +341,4 @@ def test_a_tick_over_a_thousand_devices_takes_tens_of_milliseconds() -> None:
         begun = time.perf_counter()
         fleet.tick(0.1)
         spent.append(time.perf_counter() - begun)
-    assert min(spent) < 0.2, spent
+    assert min(spent) < 0.05, spent  # 8-10 ms on an idle core
