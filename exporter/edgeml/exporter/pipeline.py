@@ -23,7 +23,7 @@ from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.outcome import Made, artifact_report, exit_code, key_number, libraries, summary, unmade, verdict_error
 from edgeml.exporter.pack import pack
-from edgeml.exporter.parity import class_output, detect_task, post_processing
+from edgeml.exporter.parity import class_output, detect_task, post_processing, score
 from edgeml.exporter.parity.metrics import class_scores
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.progress import Outcome, Progress, Silent
@@ -135,7 +135,7 @@ class _Run:
         """What the artifacts are judged by, laid out on disk for their workers.
 
         Raises:
-            PlanError: a classification was asked for, and no output holds a score per class.
+            PlanError: a classification was asked for, and no output holds a score per class; or labels do not fit it.
         """
         calibration = labels = None
         if data.calibration is not None:
@@ -148,6 +148,7 @@ class _Run:
         scores = class_output(outputs) if task == "classify" else None
         if task == "classify" and scores is None:
             raise PlanError("--task classify: no output holds a score per class", hint="use --task regress")
+        score(outputs, outputs, data.judging.labels, task=task, budget=None, scores=scores)  # labels that fit nothing show here
         rows = class_scores(outputs[scores]) if scores is not None else None
         trial = Trial(
             signature=model.signature,

@@ -68,11 +68,12 @@ def load(source: SourceRef) -> TfModel:
         ModelError: damaged, or it would run code and is not trusted.
         UnsupportedError: a layer or form that cannot be loaded.
     """
-    tf = _tensorflow()
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     try:
-        model = _load_saved(source) if source.kind == "savedmodel" else _load_keras(source)
+        written_by = "" if source.kind == "savedmodel" else _keras_version(source)
+        tf = _tensorflow()
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        model = _load_keras(source, written_by) if written_by else _load_saved(source)
     except EdgemlError:
         raise
     except Exception as error:
@@ -91,12 +92,17 @@ def _unreadable(source: SourceRef, error: Exception) -> EdgemlError:
     return ModelError(f"{Path(source.path).name!r} cannot be loaded: {type(error).__name__}: {text[:200]}")
 
 
-def _load_keras(source: SourceRef) -> TfModel:
+def _keras_version(source: SourceRef) -> str:
+    """The Keras that wrote a file, which must hold no code; found in a second, before any framework is imported."""
     config, written_by = _keras_config(source)
     if not source.trust and (layers := _code_layers(config)):
         raise ModelError(
             f"layer {layers[0]!r} is a Lambda: loading it runs code from the file", hint="pass --trust if you wrote the file"
         )
+    return written_by
+
+
+def _load_keras(source: SourceRef, written_by: str) -> TfModel:
     try:
         if source.kind == "keras-h5" and not written_by.startswith("3"):
             import tf_keras as keras
@@ -108,7 +114,7 @@ def _load_keras(source: SourceRef) -> TfModel:
     if not getattr(model, "inputs", None):
         raise UnsupportedError("a Keras model without declared inputs", hint="save it with model.export() as a SavedModel")
     inputs = tuple(_spec(_plain(tensor.name), tensor.shape, tensor.dtype) for tensor in model.inputs)
-    found = [str(name) for name in getattr(model, "output_names", None) or [_plain(t.name) for t in model.outputs]]
+    found = [_output_name(tensor) for tensor in model.outputs]
     outputs = tuple(_spec(name, t.shape, t.dtype) for name, t in zip(_distinct(found), model.outputs, strict=True))
 
     def call(tensors: Sequence[Any]) -> Sequence[Any]:
@@ -188,6 +194,13 @@ def _machine_ops(function: Any) -> str | None:
 
 def _plain(name: str) -> str:
     return name.partition(":")[0]
+
+
+def _output_name(tensor: Any) -> str:
+    """The layer that made it, as Keras 2 calls outputs; Keras 3 names tensors by a counter of the process."""
+    history = getattr(tensor, "_keras_history", None)
+    maker = getattr(history, "operation", None) or getattr(history, "layer", None)
+    return str(maker.name) if maker is not None else _plain(tensor.name)
 
 
 def _distinct(found: Sequence[str]) -> list[str]:

@@ -1,0 +1,106 @@
+"""Tiny models of every kind of source, each built by the framework that writes such files, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+QUIET: Final = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+KERAS: Final = """
+import keras
+keras.utils.set_random_seed(1)
+model = keras.Sequential([
+    keras.Input((8, 8, 1), name="image"),
+    keras.layers.Conv2D(4, 3, activation="relu"),
+    keras.layers.Flatten(),
+    keras.layers.Dense(3, activation="softmax", name="probs"),
+])
+model.save("three.keras")
+model.export("saved", verbose=False)
+"""
+
+LEGACY: Final = """
+import tf_keras as keras
+keras.utils.set_random_seed(1)
+left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
+hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Concatenate()([left, right]))
+outputs = [keras.layers.Dense(4, name="one")(hidden), keras.layers.Dense(4, name="two")(hidden)]
+keras.Model([left, right], outputs).save("two.h5")
+x = keras.Input((4,), name="x")
+keras.Model(x, keras.layers.Lambda(lambda t: t * 2, name="doubled")(x)).save("lambda.h5")
+broken = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="dense")])
+broken.layers[0].kernel.assign(broken.layers[0].kernel * float("nan"))
+broken.save("nan.h5")
+"""
+
+FACTORY: Final = """
+import torch
+
+
+def make():
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(128, 10),
+    )
+    return net, (torch.zeros(1, 1, 8, 8),)
+
+
+class Shrink(torch.nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def odd():
+    return Shrink(), (torch.zeros(1, 4),)
+
+
+def shapeless():
+    return torch.nn.Linear(4, 2)
+
+
+def nan():
+    layer = torch.nn.Linear(4, 2)
+    layer.weight.data[0, 0] = float("nan")
+    return layer, (torch.zeros(1, 4),)
+
+
+def raises():
+    raise RuntimeError("no weights here")
+
+
+def wrong():
+    return {"not": "a module"}
+"""
+
+TORCH: Final = """
+import torch
+from nets import make
+net, example = make()
+net.eval()
+batch = {0: torch.export.Dim("batch")}
+torch.export.save(torch.export.export(net, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=(batch,)), "any.pt2")
+torch.export.save(torch.export.export(net, example), "one.pt2")
+program = torch.onnx.export(net, (torch.zeros(2, 1, 8, 8),), dynamo=True, dynamic_shapes=(batch,), verbose=False)
+program.save("net.onnx", external_data=False)
+torch.save(net.state_dict(), "weights.pth")
+torch.jit.trace(net, example).save("script.pt")
+"""
+
+
+def build(folder: Path) -> Path:
+    """Every source in `folder`; about half a minute, most of it imports."""
+    (folder / "nets.py").write_text(FACTORY)
+    for code, environment in ((KERAS, {}), (LEGACY, {"TF_USE_LEGACY_KERAS": "1"}), (TORCH, {})):
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, **QUIET, **environment, "PYTHONPATH": str(folder)},
+            check=True,
+            capture_output=True,
+        )
+    return folder

@@ -1,0 +1,86 @@
+"""A plan is checked once, where it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeml.exporter.plan import make_plan
+from edgeml.wire.errors import PlanError
+
+
+def test_formats_and_precisions_come_in_one_order_whatever_was_typed() -> None:
+    plan = make_plan("m.onnx", to="coreml, onnx", precision="fp16,fp32")
+    assert plan.formats == ("onnx", "coreml")
+    assert plan.precisions == ("fp32", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("models/KWS net (2).h5", "kws-net-2"),
+        ("nets.py:make", "nets"),
+        ("kws_dscnn_savedmodel", "kws_dscnn_savedmodel"),
+        ("../a.b.keras", "a.b"),
+    ],
+)
+def test_the_name_is_made_from_the_file_name(source: str, name: str) -> None:
+    assert make_plan(source).name == name
+
+
+def test_the_bundle_is_named_by_name_and_version(tmp_path: Path) -> None:
+    plan = make_plan("m.onnx", name="kws", version="1.2.0-rc.1", out=tmp_path)
+    assert plan.bundle == tmp_path / "kws-1.2.0-rc.1.edgeml"
+
+
+def test_options_hold_no_paths(tmp_path: Path) -> None:
+    samples = tmp_path / "c.npz"
+    samples.touch()
+    plan = make_plan("/home/me/m.onnx", calib=samples, out=tmp_path, precision="int8")
+    assert not any("/" in value for value in plan.options().values())
+
+
+def test_labels_are_lines(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("yes\nno\n\n")
+    assert make_plan("m.onnx", labels=labels).labels == ("yes", "no")
+
+
+@pytest.mark.parametrize("to", ["onnx", "tflite"])
+def test_static_int8_without_calibration_is_refused_with_the_way_out(to: str) -> None:
+    with pytest.raises(PlanError, match=rf"int8 for {to} needs activation ranges; give samples with --calib"):
+        make_plan("m.h5", to=to, precision="fp32,int8")
+
+
+def test_int8_weights_of_core_ml_need_no_calibration() -> None:
+    assert make_plan("m.h5", to="coreml", precision="int8").calib is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"to": "onnx,tensorrt"}, r"--to: expected some of onnx,tflite,coreml, got 'onnx,tensorrt'"),
+        ({"to": ""}, "--to"),
+        ({"precision": "fp8"}, "--precision: expected some of fp32,fp16,int8"),
+        ({"max_drop": -1.0}, "--max-drop"),
+        ({"max_drop": 101.0}, "--max-drop"),
+        ({"version": "1.2"}, "--version: expected a semantic version"),
+        ({"version": "01.2.3"}, "--version"),
+        ({"name": "Has Space"}, "--name"),
+        ({"task": "rank"}, "--task: expected auto or classify or regress"),
+        ({"seed": -1}, "--seed"),
+        ({"time_limit_s": 0.0}, "--time-limit"),
+        ({"calib": "missing.npz"}, "--calib: no file 'missing.npz'"),
+        ({"evaluation": "missing.npz"}, "--eval: no file 'missing.npz'"),
+        ({"labels": "missing.txt"}, "--labels: no file"),
+        ({"source": "模型.onnx"}, "name the model with --name"),
+        ({"out": __file__}, "is a file; name a folder"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message) as caught:
+        make_plan(arguments.pop("source", "m.onnx"), **arguments)
+    assert caught.value.exit_code == 2
