@@ -87,7 +87,7 @@ def test_a_batch_is_fed_one_by_one_where_the_file_takes_one(tmp_path: Path) -> N
         ({}, "names of the inputs: expected 'x', got none"),
         ({"X": np.zeros(4, np.float32)}, "expected 'x', got 'X'"),
         ({"x": np.zeros(4, np.float64)}, "got float64 (4,); convert it with .astype(numpy.float32)"),
-        ({"x": np.zeros(5, np.float32)}, "input 'x': expected float32 (batch, 4), got float32 (1, 5)"),
+        ({"x": np.zeros(5, np.float32)}, "input 'x': expected float32 (batch, 4), got float32 (5,)"),
         ({"x": np.zeros((2, 2, 4), np.float32)}, "got float32 (2, 2, 4)"),
         ({"x": np.zeros((0, 4), np.float32)}, "give at least one sample"),
         ({"x": [1.0, 2.0, 3.0, 4.0]}, "expected a numpy array, float32 (batch, 4), got list"),

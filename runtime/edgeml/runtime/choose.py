@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from edgeml.runtime.contract import label
@@ -61,6 +60,8 @@ def this_board() -> Board:
 
 def find_engine(format_: Format) -> Engine | None:
     """The engine for a format, or `None` where it is not installed or cannot run here."""
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms that `import edgeml.runtime` should not pay
+
     if format_ == "coreml" and PLATFORM != "darwin":
         return None
     for name, module, distribution in _ENGINES[format_]:

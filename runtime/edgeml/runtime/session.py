@@ -126,7 +126,7 @@ class Session:
         axes: dict[str, int] = {}
         squeeze: bool | None = None
         for plan in self._inputs:
-            array = inputs[plan.spec.name]
+            given = array = inputs[plan.spec.name]
             if not isinstance(array, np.ndarray) or array.dtype != plan.dtype:
                 raise plan.misfit(array)
             if plan.batched:
@@ -138,7 +138,7 @@ class Session:
                 squeeze = left_out
                 if left_out:
                     array = array[None]
-            plan.check(array, axes)
+            plan.check(array, given, axes)
             feeds.append(array)
         return feeds, axes.get(BATCH), bool(squeeze)
 

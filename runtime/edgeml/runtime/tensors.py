@@ -28,22 +28,24 @@ class InputPlan:
     names: tuple[tuple[int, str], ...]  # (axis, name) that must agree over all inputs
     convert: Convert | None
 
-    def check(self, array: Array, axes: dict[str, int]) -> None:
-        """Hold an array with all its axes to the signature; `axes` collects the sizes of named axes.
+    def check(self, array: Array, given: Array, axes: dict[str, int]) -> None:
+        """Hold an array with all its axes to the signature; `given` is what the caller handed in.
+
+        `axes` collects the sizes of named axes.
 
         Raises:
             InputError: says expected and got.
         """
         shape = array.shape
         if len(shape) != self.rank:
-            raise self.misfit(array)
+            raise self.misfit(given)
         for axis, size in self.sizes:
             if shape[axis] != size:
-                raise self.misfit(array)
+                raise self.misfit(given)
         for axis, name in self.names:
             size = shape[axis]
             if size == 0:
-                raise self.misfit(array)
+                raise self.misfit(given)
             if axes.setdefault(name, size) != size:
                 raise InputError(f"input {self.spec.name!r}: axis {name!r}", expected=f"{axes[name]}, as before", got=str(size))
 

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgeml.runtime.backends import EngineOptions, opener
+from edgeml.runtime.backends import onnx as onnx_backend
+from edgeml.runtime.backends.coreml import open_coreml, unpack
+from edgeml.runtime.backends.onnx import open_onnx
+from edgeml.runtime.backends.tflite import open_tflite
+from edgeml.wire.errors import EngineError, ModelError, UnsupportedError
+from tests.unit.bundles import WEIGHTS, onnx_int8_model, onnx_model, tflite_model
+
+OPTIONS = EngineOptions()
+
+
+def test_tensors_are_named_as_the_engine_names_them() -> None:
+    for backend, names in (
+        (open_onnx(onnx_model(), OPTIONS), ("input.1", "score_0")),
+        (open_tflite(tflite_model(), OPTIONS), ("serving_default_x:0", "StatefulPartitionedCall:0")),
+    ):
+        assert (backend.inputs[0].name, backend.outputs[0].name) == names
+        assert backend.inputs[0].dtype == np.float32
+    assert open_onnx(onnx_model(), OPTIONS).inputs[0].shape == (None, 4)
+
+
+def test_weights_in_another_file_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that reads a file beside the process: the bytes are there, and must not be taken."""
+    (tmp_path / "weights.bin").write_bytes(WEIGHTS.tobytes())
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load_from_string(onnx_model())
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    with pytest.raises((EngineError, ModelError)):
+        open_onnx(model.SerializeToString(), OPTIONS)
+
+
+def test_an_unknown_operator_is_named() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Frobnicate", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    with pytest.raises((EngineError, ModelError), match="Frobnicate"):
+        open_onnx(helper.make_model(graph, ir_version=8).SerializeToString(), OPTIONS)
+
+
+def test_text_tensors_are_refused() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, [1])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(UnsupportedError, match="tensor 'x' is a"):
+        open_onnx(model.SerializeToString(), OPTIONS)
+
+
+def avoids_saturation(model: bytes, kernels: str = "default") -> bool:
+    backend = open_onnx(model, EngineOptions(kernels=kernels))
+    assert isinstance(backend, onnx_backend.OnnxBackend)
+    try:
+        return bool(backend._session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1")
+    except RuntimeError:  # the engine's way to say that it was not set
+        return False
+
+
+@pytest.mark.parametrize(
+    ("saturates", "kernels", "avoided"),
+    [(True, "default", True), (True, "stock", False), (False, "default", False), (False, "exact", True)],
+)
+def test_int8_kernels_that_saturate_are_avoided_where_this_cpu_has_them(
+    monkeypatch: pytest.MonkeyPatch, *, saturates: bool, kernels: str, avoided: bool
+) -> None:
+    monkeypatch.setattr(onnx_backend, "saturates_int8", lambda: saturates)
+    assert avoids_saturation(onnx_int8_model(), kernels) == avoided
+
+
+def test_float_models_keep_the_fast_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_backend, "saturates_int8", lambda: True)
+    assert not avoids_saturation(onnx_model())
+
+
+def test_engines_say_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    open_onnx(onnx_model(), OPTIONS)
+    open_tflite(tflite_model(), OPTIONS)
+    with pytest.raises(ModelError):
+        open_tflite(tflite_model()[:100], OPTIONS)
+    assert capfd.readouterr().err == ""
+
+
+def test_core_ml_elsewhere_says_why_and_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"do not run on linux; use the bundle's ONNX or TFLite artifact"):
+        open_coreml(b"", OPTIONS)
+    assert opener("coreml") is open_coreml
+
+
+def packed(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside", "a\\..\\outside"])
+def test_a_model_package_cannot_write_outside_itself(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="outside itself"):
+        unpack(packed(name), tmp_path / "inner")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_model_package_is_unpacked_whole(tmp_path: Path) -> None:
+    unpack(packed("Manifest.json", "Data/com.apple.CoreML/model.mlmodel"), tmp_path / "m.mlpackage")
+    assert (tmp_path / "m.mlpackage" / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes() == b"x"
