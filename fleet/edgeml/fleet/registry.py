@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgeml.fleet.config import Places
 from edgeml.fleet.disk import private_folder, sync_folder
 from edgeml.fleet.packed import Packed, check_packed
@@ -54,9 +56,7 @@ class Registry:
         shutil.rmtree(self._places.incoming, ignore_errors=True)
         with self._store.read() as connection:
             begun = [row for row in versions.listed(connection) if row.state == "signing"]
-        for row in begun:
-            self._sign(row, now)
-        return begun
+        return [self._sign(row, now) for row in begun]
 
     def _publish(self, packed: Packed, staged: Path, now: float, actor: str) -> tuple[VersionRow, bool]:
         manifest = packed.manifest
@@ -70,17 +70,14 @@ class Registry:
                     status=409,
                     hint="give the new bundle a new version",
                 )
-            if old.state == "signing":
-                self._sign(old, now)
-            return old, False
+            return (self._sign(old, now) if old.state == "signing" else old), False
         row = _row(packed, now)
         self._keep(staged, row)
         with self._store.write() as connection:
             versions.add(connection, row, manifest.encode())
             what = {"manifest_sha256": row.manifest_sha256, "bytes": row.bytes}
             events.append(connection, at=now, actor=actor, kind="published", subject=f"{row.model}@{row.version}", body=what)
-        self._sign(row, now)
-        return row, True
+        return self._sign(row, now), True
 
     def _keep(self, staged: Path, row: VersionRow) -> None:
         place = self.bundle_path(row)
@@ -96,7 +93,7 @@ class Registry:
         """Where the bytes are: TUF's consistent snapshot puts the digest before the file's name."""
         return self._places.tuf / "targets" / "models" / row.model / f"{row.bundle_sha256}.{row.version}.edgeml"
 
-    def _sign(self, row: VersionRow, now: float) -> None:
+    def _sign(self, row: VersionRow, now: float) -> VersionRow:
         with self._store.read() as connection:
             text = versions.manifest_json(connection, row.model, row.version)
         assert text is not None
@@ -104,6 +101,7 @@ class Registry:
         self._trust.sign_target(Target(row.path, row.bundle_sha256, row.bytes, custom), now)
         with self._store.write() as connection:
             versions.set_state(connection, row.model, row.version, "published")
+        return msgspec.structs.replace(row, state="published")
 
 
 def _row(packed: Packed, now: float) -> VersionRow:

@@ -15,6 +15,7 @@ from edgeml.fleet.store.database import Store, upsert
 from edgeml.fleet.store.sums import TelemetrySums
 from edgeml.fleet.store.tables import assignments, attempts, installed, rollouts
 from edgeml.fleet.store.tables import devices as device_table
+from edgeml.fleet.store.versions import VersionRow
 from edgeml.wire.manifest import Manifest
 from edgeml.wire.messages import State, Target
 
@@ -32,6 +33,7 @@ class StoreLedger:
         self._store = store
         self._changed = changed
         self._sums = TelemetrySums(store)
+        self._versions: dict[str, VersionFacts] = {}  # by manifest digest: a version never changes
 
     def rollouts(self) -> Sequence[RolloutState]:
         query = select(rollouts.c.state_json).where(rollouts.c.phase.not_in(ENDED)).order_by(rollouts.c.created_at.desc())
@@ -50,19 +52,13 @@ class StoreLedger:
     def version(self, model: str, version: str) -> VersionFacts | None:
         with self._store.read() as connection:
             row = versions.find(connection, model, version)
-            text = versions.manifest_json(connection, model, version)
-        if row is None or text is None or row.state != "published":
-            return None
-        manifest = msgspec.json.decode(text, type=Manifest)
-        return VersionFacts(
-            model=row.model,
-            version=row.version,
-            manifest_sha256=row.manifest_sha256,
-            path=row.path,
-            signature=row.signature,
-            engines=frozenset(artifact.requires.engine for artifact in manifest.artifacts),
-            confidence=manifest.reference.confidence if manifest.reference else None,
-        )
+            if row is None or row.state != "published":
+                return None
+            known = self._versions.get(row.manifest_sha256)
+            text = versions.manifest_json(connection, model, version) if known is None else None
+        if known is None and text is not None:
+            known = self._versions[row.manifest_sha256] = _facts(row, msgspec.json.decode(text, type=Manifest))
+        return known
 
     def devices(self, model: str) -> Sequence[Device]:
         active = installed.alias()
@@ -206,6 +202,18 @@ def _device(row: RowMapping, model: str, failed: frozenset[str]) -> Device:
         version=row["version"],
         manifest_sha256=row["manifest_sha256"],
         failed=failed,
+    )
+
+
+def _facts(row: VersionRow, manifest: Manifest) -> VersionFacts:
+    return VersionFacts(
+        model=row.model,
+        version=row.version,
+        manifest_sha256=row.manifest_sha256,
+        path=row.path,
+        signature=row.signature,
+        engines=frozenset(artifact.requires.engine for artifact in manifest.artifacts),
+        confidence=manifest.reference.confidence if manifest.reference else None,
     )
 
 

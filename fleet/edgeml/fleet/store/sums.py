@@ -6,6 +6,8 @@ since the last one are read; after a restart the first question reads them all.
 
 from __future__ import annotations
 
+import heapq
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from edgeml.wire.messages import Telemetry
 from edgeml.wire.sketches import Histogram, LatencySketch
 
 KEPT: Final = 16  # questions with a sum of their own; a rollout asks two or three
+AHEAD_S: Final = 600.0  # windows that start after the question's end are kept this far, for clocks that run ahead
 
 
 @dataclass(slots=True)
@@ -29,7 +32,8 @@ class _Question:
     until: float
     last_id: int = 0
     sums: dict[tuple[str, str], TelemetrySum] = field(default_factory=dict)
-    later: list[Telemetry] = field(default_factory=list)  # started at or after `until`
+    later: list[tuple[float, int, Telemetry]] = field(default_factory=list)  # a heap by start: not before `until`
+    beyond: float = math.inf  # the earliest start that was read and not kept
 
 
 class TelemetrySums:
@@ -44,18 +48,16 @@ class TelemetrySums:
         """Sums of the windows that started in [since, until), one per device and version, in their order."""
         with self._lock:
             question = self._question(model, since, until)
-            waiting, question.later = question.later, []
-            for window in [*waiting, *self._unread(question, model, since)]:
-                if window.start >= until:
-                    question.later.append(window)
-                    continue
+            self._read(question, model, since)
+            while question.later and question.later[0][0] < until:
+                window = heapq.heappop(question.later)[2]
                 key = (window.device, window.version)
                 question.sums[key] = _add(question.sums.get(key), window)
             return [question.sums[key] for key in sorted(question.sums)]
 
     def _question(self, model: str, since: float, until: float) -> _Question:
         found = self._questions.pop((model, since), None)
-        if found is None or found.until > until:
+        if found is None or found.until > until or found.beyond < until:
             found = _Question(until)
         found.until = until
         self._questions[model, since] = found
@@ -63,16 +65,16 @@ class TelemetrySums:
             self._questions.popitem(last=False)
         return found
 
-    def _unread(self, question: _Question, model: str, since: float) -> list[Telemetry]:
+    def _read(self, question: _Question, model: str, since: float) -> None:
         unread = (telemetry.c.model == model) & (telemetry.c.id > question.last_id)
         query = select(telemetry.c.id, telemetry.c.start, telemetry.c.body_json).where(unread).order_by(telemetry.c.id)
-        windows = []
         with self._store.read() as connection:
             for row in connection.execute(query):
                 question.last_id = row.id
-                if row.start >= since:
-                    windows.append(msgspec.json.decode(row.body_json, type=Telemetry))
-        return windows
+                if row.start >= question.until + AHEAD_S:
+                    question.beyond = min(question.beyond, row.start)
+                elif row.start >= since:
+                    heapq.heappush(question.later, (row.start, row.id, msgspec.json.decode(row.body_json, type=Telemetry)))
 
 
 def _add(total: TelemetrySum | None, window: Telemetry) -> TelemetrySum:
