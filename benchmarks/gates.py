@@ -4,8 +4,8 @@
 
 Every rollout has 500 canary devices and 9 hold-back devices for each, and is looked at after every canary device. A device
 fails the gate's nine guards with the chances of its case; all guards are on and share alpha, as in production. The arithmetic
-is the gate's own (`coin_log_e`, `ceiling_log_e`, `weights`), run over all rollouts at once; on a sample of them `stop_gate` itself
-is asked at the look where it should stop and at the look before, and must agree. Peers see the very same devices.
+is the gate's own (`coin_log_e`, `ceiling_log_e`, `weights`), run over all rollouts at once; on a sample of them `stop_gate`
+itself is asked at the look where it should stop and at the look before, and must agree. Peers see the very same devices.
 """
 
 from __future__ import annotations
