@@ -19,7 +19,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`swarm.toml`; paths are relative to the file.
 
     `devices` is a file of JSON lines with `id`, `token` and optionally `tags`. `samples` is an `.npz` with one array per input
-    (`x` where there is one), samples on the first axis; each device gets its own share. `runs_per_s` is per device.
+    (`x` where there is one), samples on the first axis; each device sees them in an order of its own. `runs_per_s` is per device.
     """
 
     service: str

@@ -4,7 +4,7 @@
         print(swarm.summary())          # it runs in its own threads
 
 One loop drives all links and machines; a few threads do downloads, self-tests and requests, one at a time per device; one
-thread feeds every device its share of real samples.
+thread feeds every device real samples, in an order of its own.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class Swarm:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="swarm")
         self.engines: dict[str, SharedEngine] = {}
         self.devices: list[Device] = []
-        for index, identity in enumerate(identities):
-            self._add(identity, _share(samples, index, len(identities)))
+        feeds = _feeds(samples)
+        for identity in identities:
+            self._add(identity, _order(feeds, identity.id))
         self._loop = Loop(self.devices)
         self._stopping = threading.Event()
 
@@ -170,8 +171,13 @@ def _config(settings: Settings, identity: Identity) -> AgentConfig:
         raise ConfigError(f"device {identity.id!r}: {error}") from error
 
 
-def _share(samples: Mapping[str, Array], index: int, devices: int) -> list[Feed]:
-    """Every `devices`-th sample from `index` on; all of them where there are fewer samples than devices."""
+def _feeds(samples: Mapping[str, Array]) -> list[Feed]:
+    """One call's inputs per sample, shared by all devices."""
     count = min((len(array) for array in samples.values()), default=0)
-    chosen = range(index, count, devices) if count >= devices else range(count)
-    return [{name: np.ascontiguousarray(array[i]) for name, array in samples.items()} for i in chosen]
+    return [{name: np.ascontiguousarray(array[i]) for name, array in samples.items()} for i in range(count)]
+
+
+def _order(feeds: list[Feed], device: str) -> list[Feed]:
+    """All samples in an order of the device's own: a device that saw the same two for ever would be no sample of the field."""
+    order = np.random.default_rng(list(device.encode())).permutation(len(feeds))
+    return [feeds[i] for i in order]
