@@ -177,9 +177,7 @@ def _step(values: Array) -> float:
     return float(np.diff(distinct.astype(np.float64)).min())
 
 
-def _bounds(
-    tensor: TensorBlob, differences: Sequence[Array], at: list[int], *, step: float, floor: float
-) -> GoldenOutput:
+def _bounds(tensor: TensorBlob, differences: Sequence[Array], at: list[int], *, step: float, floor: float) -> GoldenOutput:
     """Envelopes of element, root mean square and mean of the differences between kernels, each with its allowance."""
     worst = rms = bias = 0.0
     for difference in differences:

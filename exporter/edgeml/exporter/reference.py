@@ -50,13 +50,13 @@ def make_reference(samples: Samples, outputs: Outputs, post: PostProcessing | No
 def confidence_edges(confidence: NDArray[np.float64], *, classes: int) -> tuple[float, ...]:
     """Strictly growing edges for a confidence in [1 / classes, 1]: its 5 %, 10 %, … 95 % quantiles without repeats.
 
-    A model that is sure of almost everything has few distinct quantiles; edges evenly spaced below its 5 % quantile are added,
-    since what falls there is news.
+    A model that is sure of almost everything has few distinct quantiles; evenly spaced edges are added, since what falls there
+    is news.
     """
     edges = _quantile_edges(confidence, CONFIDENCE_BINS)
     if len(edges) < LEAST_EDGES:
-        lowest, top = 1 / max(classes, 2), min([*edges, 1.0])
-        edges = (*edges, *(lowest + (top - lowest) * share for share in (0.2, 0.4, 0.6, 0.8)))
+        lowest = 1 / max(classes, 2)
+        edges = (*edges, *(lowest + (1 - lowest) * share for share in (0.2, 0.4, 0.6, 0.8)))
     return _distinct(edges)
 
 

@@ -1,0 +1,249 @@
+"""Golden vectors let every healthy kernel through and stop a broken delegate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, golden_inputs, kernel_answers, make_golden, pick
+from edgeml.exporter.parity.answers import answers
+from edgeml.exporter.parity.metrics import Floats
+from edgeml.exporter.samples import Samples, load_samples, make_samples
+from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor, opener
+from edgeml.runtime.session import Session
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.errors import EngineError, ParityError
+from edgeml.wire.manifest import Binding, Golden, Quantization, Signature, TensorSpec
+
+STEP = 1 / 256
+INT8 = np.dtype(np.int8)
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", ("batch", 16)),),
+    (TensorSpec("p", "float32", ("batch", 6)), TensorSpec("q", "float32", ("batch", 6))),
+)
+OUTPUTS = tuple(Binding(name, name, index, "int8", (1, 6), Quantization(STEP, -128)) for index, name in enumerate(("p", "q")))
+INPUTS = (Binding("x", "x", 0, "float32", (1, 16)),)
+WEIGHTS = np.random.default_rng(0).normal(0, 0.8, (2, 16, 6))
+KERNEL_NOISE = {b"fp32": 0.0, b"int8": 0.08}  # of logits, between one kernel set and another
+
+
+class Simulated:
+    """A classifier with two heads whose kernel sets differ by noise on the logits, as int8 kernels do."""
+
+    engine, version = "simulated", "1"
+    inputs: tuple[RawTensor, ...] = (RawTensor("x", np.dtype(np.float32), (1, 16)),)
+    outputs: tuple[RawTensor, ...] = tuple(RawTensor(name, INT8, (1, 6), Quantization(STEP, -128)) for name in ("p", "q"))
+
+    def __init__(self, model: bytes, options: EngineOptions) -> None:
+        self._noise = 0.0 if options.kernels == "default" else KERNEL_NOISE[model]
+        self._seed = sum(options.kernels.encode())
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        generator = np.random.default_rng([self._seed, int(abs(inputs[0][0, 0]) * 1e6)])
+        logits: Floats = np.einsum("i,kio->ko", inputs[0][0], WEIGHTS)
+        logits += generator.normal(0, self._noise, logits.shape)
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        stored = np.clip(np.round(shares / STEP) - 128, -128, 127).astype(np.int8)
+        return [stored[:1], stored[1:]]
+
+    def close(self) -> None:
+        pass
+
+
+class Broken:
+    """A delegate that does something wrong to the raw outputs of a healthy backend."""
+
+    def __init__(self, healthy: Backend, fault: Callable[[list[Array]], list[Array]]) -> None:
+        self._healthy, self._fault = healthy, fault
+        self.engine, self.version, self.inputs, self.outputs = healthy.engine, healthy.version, healthy.inputs, healthy.outputs
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        return self._fault(self._healthy.run(inputs))
+
+    def close(self) -> None:
+        self._healthy.close()
+
+
+def missed(golden: Golden, blobs: dict[str, bytes], got: dict[str, Array], scores: str) -> set[str]:
+    """Which of the bounds a board's answers to the golden samples are outside of."""
+    found = set()
+    for output in golden.outputs:
+        tensor = output.expected
+        expected = np.frombuffer(blobs[tensor.sha256], tensor.dtype).reshape(tensor.shape).astype(np.float64)
+        difference = got[tensor.name].astype(np.float64) - expected
+        assert output.rms is not None
+        assert output.bias is not None
+        if not np.isfinite(difference).all():
+            return {"not finite"}
+        found |= {"value"} if np.abs(difference).max() > output.tolerance else set()
+        found |= {"rms"} if np.sqrt(np.mean(difference**2)) > output.rms else set()
+        found |= {"bias"} if abs(difference.mean()) > output.bias else set()
+        if tensor.name == scores:
+            agreement = float((got[tensor.name].argmax(axis=1) == expected.argmax(axis=1)).mean())
+            found |= {"class"} if agreement < golden.least_agreement else set()
+    return found
+
+
+def simulated(model: bytes) -> ModelFile:
+    return ModelFile(model, "tflite", INPUTS, OUTPUTS, Simulated)
+
+
+def drawn(count: int, seed: int = 1) -> Samples:
+    generator = np.random.default_rng(seed)
+    return make_samples({"x": generator.normal(size=(count, 16)).astype(np.float32)}, generator.integers(0, 6, count))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> tuple[Samples, Golden, dict[str, bytes]]:
+    samples = drawn(400)
+    indices = pick(samples, samples.labels)
+    golden, blobs = make_golden(simulated(b"int8"), samples, indices, SIGNATURE, scores="p")
+    return samples.take(indices), golden, blobs
+
+
+def test_golden_samples_are_spread_over_the_classes_and_depend_on_nothing_but_the_seed() -> None:
+    samples = make_samples({"x": np.arange(1000, dtype=np.float32)[:, None]}, np.repeat([0, 1, 2], [900, 98, 2]))
+    indices = pick(samples, samples.labels, seed=3)
+    assert samples.labels is not None
+    assert np.bincount(samples.labels[list(indices)]).tolist() == [15, 15, 2]
+    assert indices == pick(samples, samples.labels, seed=3) != pick(samples, samples.labels, seed=4)
+    assert list(indices) == sorted(set(indices))
+
+
+def test_fewer_samples_than_wanted_are_all_golden() -> None:
+    assert pick(drawn(7)) == tuple(range(7))
+    assert len(pick(drawn(1000))) == GOLDEN_SAMPLES
+
+
+def test_tensors_are_stored_raw_and_named_by_their_digest() -> None:
+    samples = drawn(40)
+    vectors = golden_inputs(samples, [3, 5])
+    (tensor,) = vectors.tensors
+    data = vectors.blobs[tensor.sha256]
+    assert (tensor.name, tensor.dtype, tensor.shape, tensor.bytes) == ("x", "float32", (2, 16), 2 * 16 * 4)
+    assert sha256_hex(data) == tensor.sha256
+    np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(2, 16), samples.inputs["x"][[3, 5]])
+
+
+@pytest.mark.parametrize("kernels", ["default", "reference", "exact", "another board's"])
+def test_a_healthy_kernel_set_passes(bundle: tuple[Samples, Golden, dict[str, bytes]], kernels: str) -> None:
+    samples, golden, blobs = bundle
+    with simulated(b"int8").session(SIGNATURE, kernels) as session:
+        assert missed(golden, blobs, answers(session.run, samples, SIGNATURE), "p") == set()
+
+
+def test_healthy_kernels_of_forty_unseen_boards_pass(bundle: tuple[Samples, Golden, dict[str, bytes]]) -> None:
+    samples, golden, blobs = bundle
+    for board in range(40):
+        with simulated(b"int8").session(SIGNATURE, f"board {board}") as session:
+            assert missed(golden, blobs, answers(session.run, samples, SIGNATURE), "p") == set(), board
+
+
+FAULTS: dict[str, tuple[Callable[[list[Array]], list[Array]], str]] = {
+    "channels rotated": (lambda out: [np.roll(out[0], 1, axis=-1), out[1]], "class"),
+    "two channels exchanged": (lambda out: [out[0][:, [1, 0, 2, 3, 4, 5]], out[1]], "value"),
+    "one channel zero": (lambda out: [np.where(np.arange(6) == 2, np.int8(-128), out[0]), out[1]], "value"),
+    "one channel of the second output zero": (
+        lambda out: [out[0], np.where(np.arange(6) == 2, np.int8(-128), out[1])],
+        "value",
+    ),
+    "outputs swapped": (lambda out: [out[1], out[0]], "value"),
+    "scaled by 0.9": (lambda out: [(((out[0] + 128.0) * 0.9) - 128).astype(np.int8), out[1]], "bias"),
+    "zero point off by one": (lambda out: [np.clip(out[0].astype(int) + 1, -128, 127).astype(np.int8), out[1]], "bias"),
+    "zero point stuck at 0": (lambda out: [np.clip(out[0].astype(int) + 128, -128, 127).astype(np.int8), out[1]], "value"),
+    "all the same": (lambda out: [np.full_like(out[0], -107), out[1]], "class"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_delegate_is_stopped(bundle: tuple[Samples, Golden, dict[str, bytes]], fault: str) -> None:
+    samples, golden, blobs = bundle
+    breaks, by = FAULTS[fault]
+    backend = Broken(Simulated(b"int8", EngineOptions()), breaks)
+    with Session(SIGNATURE, INPUTS, OUTPUTS, backend) as session:
+        assert by in missed(golden, blobs, answers(session.run, samples, SIGNATURE), "p")
+
+
+def test_a_float_file_whose_kernels_agree_gets_a_bound_of_rounding(bundle: tuple[Samples, Golden, dict[str, bytes]]) -> None:
+    samples = drawn(100)
+    golden, _ = make_golden(simulated(b"fp32"), samples, pick(samples), SIGNATURE, scores="p")
+    assert golden.least_agreement == 31 / 32
+    for output in golden.outputs:
+        assert output.tolerance == pytest.approx(2 * STEP, rel=0.01)
+        assert output.bias is not None
+        assert output.bias < STEP / 2
+    assert golden.outputs[0].tolerance < bundle[1].outputs[0].tolerance / 5
+
+
+def test_a_regression_has_no_classes_to_agree_on() -> None:
+    samples = drawn(20)
+    golden, _ = make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores=None)
+    assert golden.least_agreement == 0.0
+
+
+def test_the_same_samples_give_the_same_bytes() -> None:
+    samples = drawn(60)
+    first, second = (make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores="p") for _ in range(2))
+    assert first == second
+
+
+def test_an_output_that_is_not_finite_makes_no_golden_vectors() -> None:
+    def nan(model: bytes, options: EngineOptions) -> Backend:
+        backend = Broken(Simulated(model, options), lambda out: [np.full((1, 6), np.nan, np.float32), out[1]])
+        backend.outputs = (RawTensor("p", np.dtype(np.float32), (1, 6)), backend.outputs[1])
+        return backend
+
+    outputs = (Binding("p", "p", 0, "float32", (1, 6)), OUTPUTS[1])
+    samples = drawn(5)
+    with pytest.raises(ParityError, match="output 'p' with default kernels"):
+        make_golden(ModelFile(b"int8", "tflite", INPUTS, outputs, nan), samples, pick(samples), SIGNATURE, scores="p")
+
+
+def test_a_kernel_set_that_cannot_run_the_file_is_left_out() -> None:
+    def picky(model: bytes, options: EngineOptions) -> Backend:
+        if options.kernels == "reference":
+            raise EngineError("no such operator in the reference kernels")
+        return Simulated(model, options)
+
+    assert set(kernel_answers(ModelFile(b"int8", "tflite", INPUTS, OUTPUTS, picky), drawn(3), SIGNATURE)) == {
+        "default",
+        "exact",
+    }
+
+
+@pytest.mark.published
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [("kws_dscnn_ref_int8", "kws01", (49, 10, 1), 12), ("ic_resnet8_ref_int8", "cifar10_jpeg1000", (32, 32, 3), 10)],
+    ids=["kws", "resnet8"],
+)
+def test_published_int8_models_pass_with_each_kernel_set_and_fail_when_broken(
+    models_dir: Path, data_dir: Path, case: tuple[str, str, tuple[int, ...], int]
+) -> None:
+    model, data, shape, classes = case
+    signature = Signature((TensorSpec("x", "float32", ("batch", *shape)),), (TensorSpec("p", "float32", ("batch", classes)),))
+    samples = load_samples(data_dir / f"{data}.npz", signature)
+    content = (models_dir / f"{model}.tflite").read_bytes()
+    backend = opener("tflite")(content, EngineOptions())
+    (raw_in,), (raw_out,) = backend.inputs, backend.outputs
+    inputs = (Binding("x", raw_in.name, 0, "int8", (1, *shape), raw_in.quantization),)
+    outputs = (Binding("p", raw_out.name, 0, "int8", (1, classes), raw_out.quantization),)
+    file = ModelFile(content, "tflite", inputs, outputs, opener("tflite"))
+    indices = pick(samples, samples.labels)
+    golden, blobs = make_golden(file, samples, indices, signature, scores="p")
+    chosen = samples.take(indices)
+    for kernels, got in kernel_answers(file, chosen, signature).items():
+        assert missed(golden, blobs, got, "p") == set(), kernels
+    faults: dict[str, Callable[[list[Array]], list[Array]]] = {
+        "channels rotated": lambda out: [np.roll(out[0], 1, axis=-1)],
+        "one channel zero": lambda out: [np.where(np.arange(classes) == 3, np.int8(-128), out[0])],
+        "zero point off by one": lambda out: [np.clip(out[0].astype(int) + 1, -128, 127).astype(np.int8)],
+        "all the same": lambda out: [np.full_like(out[0], -100)],
+    }
+    for name, fault in faults.items():
+        with Session(signature, inputs, outputs, Broken(opener("tflite")(content, EngineOptions()), fault)) as session:
+            assert missed(golden, blobs, answers(session.run, chosen, signature), "p"), name

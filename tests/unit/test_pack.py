@@ -1,0 +1,58 @@
+"""A bundle is packed from what the stages made, and opens again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeml.exporter.golden import golden_inputs
+from edgeml.exporter.pack import archive, pack, unarchive
+from edgeml.exporter.samples import make_samples
+from edgeml.runtime.bundle import open_bundle
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.errors import BundleError, ModelError
+from edgeml.wire.manifest import SCHEMA, Artifact, Binding, Manifest, Parity, Requirement, Signature, SourceFile, TensorSpec
+
+MODEL = b"a model file"
+GOLDEN = golden_inputs(make_samples({"x": np.arange(12, dtype=np.float32).reshape(3, 4)}), [0, 2])
+
+
+def manifest() -> Manifest:
+    artifact = Artifact(
+        format="onnx",
+        precision="fp32",
+        precision_found="float32",
+        sha256=sha256_hex(MODEL),
+        bytes=len(MODEL),
+        requires=Requirement("onnxruntime"),
+        inputs=(Binding("x", "x", 0, "float32", ("batch", 4)),),
+        outputs=(Binding("y", "y", 0, "float32", ("batch", 2)),),
+        parity=Parity("pass", "verified", 3, 0.0, 0.0),
+    )
+    signature = Signature((TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 2)),))
+    return Manifest(
+        SCHEMA, "toy", "1.0.0", signature, SourceFile("onnx", "0" * 64, 1), {}, {}, 0, (artifact,), golden_inputs=GOLDEN.tensors
+    )
+
+
+def test_what_was_packed_opens_with_its_digest_and_tensors(tmp_path: Path) -> None:
+    unused = {sha256_hex(b"left over"): b"left over"}
+    digest = pack(manifest(), {sha256_hex(MODEL): MODEL, **GOLDEN.blobs, **unused}, tmp_path / "toy.edgeml")
+    with open_bundle(tmp_path / "toy.edgeml") as bundle:
+        assert bundle.digest == digest == manifest().digest
+        np.testing.assert_array_equal(bundle.tensor(GOLDEN.tensors[0]), [[0, 1, 2, 3], [8, 9, 10, 11]])
+
+
+def test_a_missing_blob_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="missing"):
+        pack(manifest(), {sha256_hex(MODEL): MODEL}, tmp_path / "toy.edgeml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_core_ml_package_is_archived() -> None:
+    with pytest.raises(ModelError):
+        archive({"model.onnx": b""})
+    with pytest.raises(ModelError):
+        unarchive(b"not an archive")
