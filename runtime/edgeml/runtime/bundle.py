@@ -26,7 +26,7 @@ from edgeml.runtime.backends import Array
 from edgeml.runtime.contract import check_manifest, label
 from edgeml.runtime.packing import BLOBS, DIGEST, MANIFEST, digest_file, layout, write_bundle, write_folder
 from edgeml.wire.canonical import ZIP_LIMIT, ZipEntry, directory, header_size, local_header, sha256_hex, zip_size
-from edgeml.wire.errors import BundleError
+from edgeml.wire.errors import BundleError, EnvironmentProblem
 from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, TensorBlob, decode_manifest
 
 __all__ = ["Bundle", "describe", "open_bundle", "unpack_bundle", "write_bundle"]
@@ -316,7 +316,10 @@ def _chunks(descriptor: int, position: int, size: int) -> Iterator[bytes]:
     """`size` bytes from `position`, or fewer where the file ends."""
     left = size
     while left > 0:
-        chunk = os.pread(descriptor, min(left, _CHUNK_BYTES), position)
+        try:
+            chunk = os.pread(descriptor, min(left, _CHUNK_BYTES), position)
+        except OSError as error:
+            raise EnvironmentProblem(f"reading the bundle failed at byte {position}: {error.strerror}") from error
         if not chunk:
             return
         yield chunk

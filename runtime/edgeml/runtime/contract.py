@@ -15,6 +15,8 @@ from edgeml.wire.errors import BundleError
 from edgeml.wire.manifest import Artifact, Binding, DType, Golden, Manifest, TensorBlob, TensorSpec
 
 ELEMENT_LIMIT: Final = 2**31
+LEAST_SCALE: Final = 2.0**-90  # a stored 32-bit integer times the scale stays a float32
+MOST_SCALE: Final = 2.0**90
 ITEM_BYTES: Final[dict[DType, int]] = {
     "float32": 4, "float16": 2, "float64": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4,
     "int64": 8, "uint64": 8, "bool": 1,
@@ -66,9 +68,11 @@ def _check_finite(manifest: Manifest) -> None:
 
 
 def _check_unique(what: str, names: Sequence[object]) -> None:
+    seen: set[object] = set()
     for name in names:
-        if names.count(name) > 1:
+        if name in seen:
             raise BundleError(f"{what} {name!r} stands twice")
+        seen.add(name)
 
 
 def _check_specs(side: str, specs: Sequence[TensorSpec]) -> None:
@@ -115,8 +119,9 @@ def _check_quantization(where: str, binding: Binding) -> None:
     dtype = binding.dtype
     if not dtype.startswith(("int", "uint")):
         raise BundleError(f"{where} is quantized", expected="an integer dtype", got=dtype)
-    if binding.quantization.scale <= 0:
-        raise BundleError(f"{where}: scale", expected="more than 0", got=str(binding.quantization.scale))
+    if not LEAST_SCALE <= binding.quantization.scale <= MOST_SCALE:
+        expected = f"{LEAST_SCALE:.3g} to {MOST_SCALE:.3g}"
+        raise BundleError(f"{where}: scale", expected=expected, got=str(binding.quantization.scale))
     bits = 8 * ITEM_BYTES[dtype]
     least, most = (0, 2**bits - 1) if dtype.startswith("uint") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     if not least <= binding.quantization.zero_point <= most:

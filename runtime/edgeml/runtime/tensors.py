@@ -177,21 +177,31 @@ def _reshape(shape: tuple[int | str, ...], count: int | None) -> Convert:
     sizes = [axis if isinstance(axis, int) else -1 for axis in shape]
     if sizes.count(-1) > 1 or count is None:
         raise ModelError("a binding changes the rank of a tensor with several open axes")
-    return lambda array: array.reshape(sizes)
+
+    def reshape(array: Array) -> Array:
+        try:
+            return array.reshape(sizes)
+        except ValueError:
+            raise ModelError(
+                "a binding changes the shape of a tensor", expected=shape_text(shape), got=shape_text(array.shape)
+            ) from None
+
+    return reshape
 
 
 def _quantize(name: str, quantization: Quantization, dtype: np.dtype[Any]) -> Convert:
     """round(x / scale) + zero_point, saturating; halves to even."""
     limits = np.iinfo(dtype)
     least, most = limits.min, limits.max
-    scale, zero_point = np.float32(quantization.scale), np.float32(quantization.zero_point)
+    exact = np.float64 if dtype.itemsize >= 4 else np.float32  # a float32 does not hold every 32-bit integer
+    scale, zero_point = exact(quantization.scale), exact(quantization.zero_point)
 
     def quantize(array: Array) -> Array:
-        stored = np.rint(array / scale)
-        stored += zero_point
-        np.clip(stored, least, most, out=stored)
         try:
-            with np.errstate(invalid="raise"):
+            with np.errstate(invalid="raise", over="ignore"):
+                stored = np.rint(array / scale)
+                stored += zero_point
+                np.clip(stored, least, most, out=stored)
                 return stored.astype(dtype)
         except FloatingPointError:
             raise InputError(f"input {name!r} holds NaN", expected="finite values", got="NaN") from None
@@ -200,16 +210,25 @@ def _quantize(name: str, quantization: Quantization, dtype: np.dtype[Any]) -> Co
 
 
 def _dequantize(quantization: Quantization, dtype: np.dtype[Any]) -> Convert:
-    scale, zero_point = dtype.type(quantization.scale), dtype.type(quantization.zero_point)
+    """Real value = scale * (stored - zero_point), computed in float32 or wider."""
+    exact: Any = np.float64 if dtype == np.float64 else np.float32
+    scale, zero_point = exact(quantization.scale), exact(quantization.zero_point)
 
     def dequantize(array: Array) -> Array:
-        real = array.astype(dtype)
+        real: Array = array.astype(exact)
         if zero_point:
             real -= zero_point
         real *= scale
         return real
 
-    return dequantize
+    if dtype != np.float16:
+        return dequantize
+
+    def narrow(array: Array) -> Array:
+        with np.errstate(over="ignore"):  # infinity is for the self-test to find
+            return dequantize(array).astype(dtype)
+
+    return narrow
 
 
 def _cast(name: str, source: np.dtype[Any], target: np.dtype[Any]) -> Convert:
