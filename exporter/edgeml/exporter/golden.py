@@ -28,11 +28,12 @@ GOLDEN_SAMPLES: Final = 32
 KERNELS: Final[dict[Format, tuple[str, ...]]] = {
     "tflite": ("default", "reference", "exact"),
     "onnx": ("default", "exact", "reference"),
-    "coreml": ("default",),  # the interpreter has one set; a Mac's engine is held to FLOAT_FLOOR and HALF_FLOOR
+    "coreml": ("default",),  # the interpreter has one set, so a Mac's engine is held to ALONE_FLOOR
 }
 SAFETY: Final = 1.5  # kernels of boards not at hand may be worse than those seen here; by how much is a guess
 QUANTA: Final = 2.0  # steps of the output's quantization: its own rounding, and one for the layer before
 FLOAT_FLOOR: Final = 1e-5  # of the output range: float32 engines differ by 2e-6 to 2e-5
+ALONE_FLOOR: Final = 1e-4  # of the output range, where one kernel set could run and nothing was compared: parity's own limit
 HALF_FLOOR: Final = 2e-2  # of the output range: the same for arithmetic in float16, which a board may choose on its own
 RMS_STEPS: Final = 0.5  # what rounding may add to the root mean square
 BIAS_STEPS: Final = 0.25  # and to the mean, where it cancels: a shift of all outputs by one step must show
@@ -153,7 +154,7 @@ def envelope(
         _refuse_non_finite(kernels, outputs)
     default = by_kernels["default"]
     others = [outputs for kernels, outputs in by_kernels.items() if kernels != "default"]
-    at, floor = list(at), HALF_FLOOR if half else FLOAT_FLOOR
+    at, floor = list(at), HALF_FLOOR if half else FLOAT_FLOOR if others else ALONE_FLOOR
     scales = {b.name: b.quantization.scale for b in bindings if b.quantization is not None}
     vectors = _store({name: values[at] for name, values in default.items()})
     bounds = []
