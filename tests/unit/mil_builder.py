@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ def coremltools() -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                import coremltools
+                importlib.import_module("coremltools")
         finally:
             if hidden is None:
                 del sys.modules["tensorflow"]
@@ -54,7 +57,7 @@ class Case:
 
 
 def case(op: str, build: Build, inputs: Array | Sequence[Array], expect: Expect, label: str = "", **more: Any) -> Case:
-    return Case(op, build, tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), expect, label, **more)
+    return Case(op, build, (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs), expect, label, **more)
 
 
 def package(build: Build, inputs: Sequence[Array], target: str = "iOS17", passes: Any = None) -> bytes:
@@ -66,7 +69,14 @@ def convert(build: Build, inputs: Sequence[Array], target: str = "iOS17", passes
     ct = coremltools()
     from coremltools.converters.mil.mil import Builder, Function, Program, types
 
-    words = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32, "int8": types.int8, "uint8": types.uint8, "bool": types.bool}
+    words = {
+        "float32": types.fp32,
+        "float16": types.fp16,
+        "int32": types.int32,
+        "int8": types.int8,
+        "uint8": types.uint8,
+        "bool": types.bool,
+    }
     specs = {f"x{i}": Builder.placeholder(value.shape, words[value.dtype.name]) for i, value in enumerate(inputs)}
     program = Program()
     opset = getattr(ct.target, target)
@@ -86,6 +96,15 @@ def convert(build: Build, inputs: Sequence[Array], target: str = "iOS17", passes
             pass_pipeline=passes or ct.PassPipeline.EMPTY,
             skip_model_load=True,
         )
+
+
+@contextmanager
+def forgotten_folders() -> Iterator[None]:
+    """coremltools leaves temporary folders to the garbage collector, which complains: collected in here, it may."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 def pack(model: Any) -> bytes:

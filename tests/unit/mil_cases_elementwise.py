@@ -1,5 +1,7 @@
 """Cases of element-wise operations, activations, reductions and matrix products; expected values by numpy and scipy."""
 
+# ruff: noqa: E501, FBT003 - one case a line reads as a table; numpy's keepdims is a flag
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -121,7 +123,9 @@ ACTIVATIONS = [
 
 def _reduce(op: str, x: Array, expect: Callable[[Array, Any, bool], Any]) -> list[Case]:
     return [
-        case(op, lambda mb, a: getattr(mb, op)(x=a, axes=[0, -1], keep_dims=True), x, lambda v: expect(v, (0, 2), True), "keep"),
+        case(
+            op, lambda mb, a: getattr(mb, op)(x=a, axes=[0, -1], keep_dims=True), x, lambda v: expect(v, (0, 2), True), "keep"
+        ),
         case(op, lambda mb, a: getattr(mb, op)(x=a, axes=[1]), x, lambda v: expect(v, (1,), False), "drop"),
     ]
 

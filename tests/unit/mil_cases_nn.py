@@ -1,4 +1,6 @@
-"""Cases of convolution, pooling, normalisation, recurrence, images, attention and quantization; expected values by loops or torch."""
+"""Cases of convolution, pooling, normalisation, recurrence, images, attention, quantization; expected by loops or torch."""
+
+# ruff: noqa: E501 - one case a line reads as a table
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SIGNAL = RNG.normal(size=(1, 3, 9)).astype(np.float32)
 VOLUME = RNG.normal(size=(1, 2, 4, 5, 3)).astype(np.float32)
 
 
-def _convolve(x: Array, weight: Array, pads: list[tuple[int, int]], strides: list[int], dilations: list[int], groups: int) -> Array:
+def _convolve(  # noqa: PLR0917 - the operation's own parameters
+    x: Array, weight: Array, pads: list[tuple[int, int]], strides: list[int], dilations: list[int], groups: int
+) -> Array:
     """The definition, as sums over shifted windows."""
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads])
     outs, ins, *kernel = weight.shape
@@ -28,7 +32,9 @@ def _convolve(x: Array, weight: Array, pads: list[tuple[int, int]], strides: lis
     for out in range(outs):
         group = out // (outs // groups)
         for where in np.ndindex(*kernel):
-            cut = tuple(slice(w * d, w * d + (n - 1) * s + 1, s) for w, d, n, s in zip(where, dilations, sizes, strides, strict=True))
+            cut = tuple(
+                slice(w * d, w * d + (n - 1) * s + 1, s) for w, d, n, s in zip(where, dilations, sizes, strides, strict=True)
+            )
             part = x[(slice(None), slice(group * ins, (group + 1) * ins), *cut)]
             result[:, out] += np.einsum("nc...,c->n...", part, weight[(out, slice(None), *where)].astype(np.float64))
     return result
@@ -119,8 +125,8 @@ NORMS = [
 STEPS = RNG.normal(size=(5, 2, 3)).astype(np.float32)
 H0 = RNG.normal(size=(2, 4)).astype(np.float32)
 C0 = RNG.normal(size=(2, 4)).astype(np.float32)
-GATES = {n: (RNG.normal(size=(n * 4, 3)), RNG.normal(size=(n * 4, 4)), RNG.normal(size=n * 4)) for n in (1, 3, 4)}
-GATES = {n: tuple(part.astype(np.float32) for part in parts) for n, parts in GATES.items()}
+_PARTS = {n: (RNG.normal(size=(n * 4, 3)), RNG.normal(size=(n * 4, 4)), RNG.normal(size=n * 4)) for n in (1, 3, 4)}
+GATES: dict[int, tuple[Array, ...]] = {n: tuple(part.astype(np.float32) for part in parts) for n, parts in _PARTS.items()}
 BACK = tuple(-part[::-1].copy() for part in GATES[4])
 
 

@@ -1,5 +1,7 @@
 """Cases of shapes, slices, gathers, scatters, orders and tensor makers; expected values by numpy."""
 
+# ruff: noqa: E501 - one case a line reads as a table
+
 from __future__ import annotations
 
 from typing import Any
@@ -60,7 +62,8 @@ def _scatter(mode: str, data: Array, places: Any, updates: Array) -> Array:
 
 SHAPES = [
     case("reshape", lambda mb, a: mb.reshape(x=a, shape=[4, -1]), X, lambda x: x.reshape(4, 6)),
-    case("reshape", lambda mb, a: mb.reshape(x=a, shape=[0, -1]), X, lambda x: x.reshape(2, 12), "zero-copies"),
+    case("reshape", lambda mb, a: mb.reshape(x=a, shape=[0, -1]), X, lambda x: x.reshape(3, 8), "zero-copies-from-the-right"),
+    case("reshape", lambda mb, a: mb.reshape(x=a, shape=[0, -1, 0, 0]), X, lambda x: x[None], "zero-beyond"),
     case("reshape_like", lambda mb, a, b: mb.reshape_like(x=a, ref_tensors=(b, b), begins=[2, 0], ends=[3, 2], end_masks=[False, False]),
          (X, X), lambda x, _: x.reshape(4, 2, 3)),
     case("flatten2d", lambda mb, a: mb.flatten2d(x=a, axis=-1), X, lambda x: x.reshape(6, 4)),
@@ -144,11 +147,11 @@ ORDERS = [
     case("non_maximum_suppression",
          lambda mb, b, s: mb.non_maximum_suppression(boxes=b, scores=s, iou_threshold=0.3, max_boxes=3),
          (CENTRED.transpose(0, 2, 1).copy(), np.array([[[0.6, 0.9, 0.5]]], np.float32)),
-         lambda b, s: [np.stack([b[..., 1], b[..., 2], 0 * b[..., 0]], -1), np.array([[[0.9, 0.5, 0]]]), np.array([[1, 2, -1]])]),
+         lambda b, _: [np.stack([b[..., 1], b[..., 2], 0 * b[..., 0]], -1), np.array([[[0.9, 0.5, 0]]]), np.array([[1, 2, -1]])]),
     case("non_maximum_suppression",
          lambda mb, b, s: mb.non_maximum_suppression(boxes=b, scores=s, iou_threshold=0.3, score_threshold=0.55, max_boxes=3),
          (CENTRED, np.array([[[0.6], [0.9], [0.5]]], np.float32)),
-         lambda b, s: [np.stack([b[0, 1], 0 * b[0, 0], 0 * b[0, 0]])[None], np.array([[[0.9], [0], [0]]]), np.array([[1, -1, -1]]), np.array([1])],
+         lambda b, _: [np.stack([b[0, 1], 0 * b[0, 0], 0 * b[0, 0]])[None], np.array([[[0.9], [0], [0]]]), np.array([[1, -1, -1]]), np.array([1])],
          "threshold", target="iOS15"),
 ]  # fmt: skip
 MAKERS = [

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from edgeml.wire.errors import ModelError
 
+RESERVED: Final = frozenset(
+    ["any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state", "bf16", "fp16"]
+    + ["fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+)
+"""Words of MIL's own text, which Core ML's compiler does not take for names."""
+
 
 def identifier(name: str) -> str:
-    """The name as Core ML allows it: letters, digits and underscores, no digit first."""
+    """The name as Core ML allows it: letters, digits and underscores, no digit first, no word of the language."""
     plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    if plain in RESERVED:
+        return f"{plain}_"
     return f"_{plain}" if not plain or plain[0].isdigit() else plain
 
 

@@ -13,15 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.mil.backend import count_operations
 from edgeml.exporter.mil.package import unpack_mlpackage
 from edgeml.exporter.quantize.result import Quantized
 
-FLOAT16_LIMIT: Final = 6.0e4  # a margin below 65504, the largest float16
 LEAST_WEIGHTS: Final = 256  # elements; below it scales and operations cost more than int8 saves
 _UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
 
@@ -39,7 +36,7 @@ def to_fp16_coreml(model: bytes) -> bytes:
                 program,
                 source="milinternal",
                 convert_to="mlprogram",
-                compute_precision=ct.transform.FP16ComputePrecision(op_selector=_fits_float16),
+                compute_precision=ct.precision.FLOAT16,
                 minimum_deployment_target=ct.target(spec.specificationVersion),
                 pass_pipeline=passes(),
                 skip_model_load=True,
@@ -80,10 +77,3 @@ def _opened(ct: Any, model: bytes) -> Iterator[Any]:
         path = Path(folder) / "model.mlpackage"
         unpack_mlpackage(model, path)
         yield ct.models.MLModel(str(path), skip_model_load=True)
-
-
-def _fits_float16(op: Any) -> bool:
-    """Whether no constant input of a MIL operation overflows in float16."""
-    values = (getattr(var, "val", None) for var in op.inputs.values())
-    arrays = [np.asarray(value) for value in values if value is not None]
-    return all(array.dtype.kind != "f" or not array.size or float(np.abs(array).max()) <= FLOAT16_LIMIT for array in arrays)

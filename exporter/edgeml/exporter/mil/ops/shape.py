@@ -13,8 +13,9 @@ from edgeml.exporter.mil.registry import Ints, Tensors, operation
 
 @operation("reshape")
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """0 copies the input's size at that place, -1 is what is left."""
-    sizes = [x.shape[i] if size == 0 and i < x.dim() else size for i, size in enumerate(shape)]
+    """-1 is what is left; 0 copies the input's size at that place, counted from the right (1 where the input has none)."""
+    shift = x.dim() - len(shape)
+    sizes = [size or (x.shape[i + shift] if i + shift >= 0 else 1) for i, size in enumerate(shape)]
     return x.reshape(sizes)
 
 

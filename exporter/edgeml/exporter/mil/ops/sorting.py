@@ -51,7 +51,9 @@ def non_maximum_suppression(
     if score_threshold is not None:
         return _suppress(boxes, scores, iou_threshold, score_threshold, max_boxes, per_class=per_class_suppression)
     turned = (boxes.transpose(1, 2), scores.transpose(1, 2))
-    kept_boxes, kept_scores, indices, _ = _suppress(*turned, iou_threshold, -math.inf, max_boxes, per_class=per_class_suppression)
+    kept_boxes, kept_scores, indices, _ = _suppress(
+        *turned, iou_threshold, -math.inf, max_boxes, per_class=per_class_suppression
+    )
     return kept_boxes.transpose(1, 2), kept_scores.transpose(1, 2), indices
 
 
