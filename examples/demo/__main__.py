@@ -27,10 +27,10 @@ from examples.demo.stories import STORIES, Release, Story
 DEVICES = 200
 REAL_DEVICE = "gate-1"
 WINDOW_S = 2.0  # telemetry, so that the story is short; a minute by default
-SOAK_S = 6.0
+SOAK_S = 4.0
 RUNS_PER_S = 8.0  # per device: two windows are enough for a gate to see
 TICK_S = 0.5
-# 40 devices in the canary: none bad among them bounds the share of bad devices by 10 %, which is what the limit asks.
+# 40 devices in the canary: none bad among them bounds the share of bad devices by 10 %.
 ROLLOUT = (
     "--canary",
     "20%",
@@ -188,8 +188,9 @@ class Demo:
                 raise EnvironmentProblem(f"the rollout of {release.version} is held: {view['sentence']}")
             if view["phase"] in {"stopped", "rolling_back", "rolled_back", "aborted"}:
                 raise EnvironmentProblem(f"the rollout of {release.version} was stopped: {view['sentence']}")
-            if view["sentence"] != seen and view["phase"] in {"running", "done"}:
-                seen = view["sentence"]
+            passed = [v["sentence"] for v in view["verdicts"] if v["outcome"] == "proceed"]
+            if passed and passed[-1] != seen:
+                seen = passed[-1]
                 self.narrator.say(seen)
             everywhere = self._running().get(release.version, 0) >= DEVICES + 1
             return view if view["phase"] == "done" and everywhere else None
@@ -323,7 +324,7 @@ class Demo:
 
     def _downloaded(self) -> int:
         """Bytes of bundles that the service has sent."""
-        return int(self._overview()["service"]["downloaded_bytes"])
+        return int(self._overview()["service"].get("sent_bytes", 0))
 
 
 def _draining(look: Callable[[], dict[str, Any] | None]) -> Callable[[], dict[str, Any] | None]:
@@ -342,7 +343,8 @@ def _verdict(report: dict[str, Any]) -> str:
     task = small["task"]
     return (
         f"{passed} of {len(artifacts)} artifacts pass; the smallest ({small['format']} {small['precision']}, "
-        f"{small['bytes']:,} bytes): {task['metric']} {task['value']:.1%}, source {task['source_value']:.1%}, drop at most {task['upper95']:.1f} points"
+        f"{small['bytes']:,} bytes): {task['metric']} {task['value']:.1%}, source {task['source_value']:.1%}, "
+        f"drop at most {task['upper95']:.1f} points"
     )
 
 

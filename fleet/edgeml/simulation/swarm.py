@@ -155,13 +155,16 @@ class Swarm:
 
 
 def _config(settings: Settings, identity: Identity) -> AgentConfig:
+    service, broker = settings.service or identity.url, settings.broker or identity.broker
+    if service is None:
+        raise ConfigError(f"device {identity.id!r} has no service", hint="give `service`, or a devices file with urls")
     table = {
         "device": {"id": identity.id, "data": str(settings.path(settings.data) / identity.id), "tags": identity.tags},
         "service": {
-            "url": settings.service, "token": identity.token, "root": str(settings.path(settings.root).absolute()),
+            "url": service, "token": identity.token, "root": str(settings.path(settings.root).absolute()),
             "poll_s": settings.poll_s, "poll_after_s": settings.poll_after_s,
         },
-        "broker": None if settings.broker is None else {"url": settings.broker, "protocol": settings.protocol},
+        "broker": None if broker is None else {"url": broker, "protocol": settings.protocol},
         "update": {"soak_s": settings.soak_s, "health_s": settings.health_s, "backoff_s": settings.backoff_s},
         "telemetry": {"window_s": settings.window_s, "spool_bytes": settings.spool_bytes},
     }  # fmt: skip
