@@ -217,6 +217,21 @@ def test_the_plot_stands_on_finite_numbers_even_for_artifacts_alike() -> None:
     assert size_accuracy(same[:1]) == ""
 
 
+def test_the_budget_is_drawn_though_the_float_artifacts_are_not_held_to_it() -> None:
+    whole = REPORT.artifacts[0]
+    assert whole.task is not None
+    free = msgspec.structs.replace(whole, task=msgspec.structs.replace(whole.task, budget=None))
+    assert "over the budget of 1 point" in size_accuracy((free, *REPORT.artifacts[1:]))
+
+
+def test_an_emulated_artifact_has_no_time() -> None:
+    whole = REPORT.artifacts[0]
+    assert whole.parity is not None
+    emulated = msgspec.structs.replace(whole, parity=msgspec.structs.replace(whole.parity, where="emulated"))
+    assert "30 µs" in to_html(REPORT)
+    assert "30 µs" not in to_html(msgspec.structs.replace(REPORT, artifacts=(emulated,)))
+
+
 def test_plain_lines_name_each_artifact_and_end_with_the_verdict() -> None:
     lines = list(plain_lines(REPORT))
     assert lines[0] == (

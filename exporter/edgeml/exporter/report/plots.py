@@ -52,19 +52,20 @@ def size_accuracy(artifacts: Sequence[ArtifactReport]) -> str:
         return ""
     task = found[0].task
     x = _x_scale([p.artifact.bytes for p in found])
-    floor = task.source_value - (task.budget / 100 if task.budget is not None else 0)
+    budget = max((p.task.budget for p in found if p.task.budget is not None), default=None)
+    floor = task.source_value - (budget or 0) / 100
     y = _y_scale([v for p in found for v in (p.task.value, p.lowest)] + [task.source_value, floor])
     metric = METRICS.get(task.metric, task.metric)
     parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Size against {metric}">']
     parts += _frame(x, y, metric)
-    if task.budget is not None:
+    if budget is not None:
         width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - y(floor)
         parts.append(f'<rect class="over" x="{LEFT}" y="{y(floor):.1f}" width="{width}" height="{height:.1f}"/>')
         parts.append(
             _label(
                 WIDTH - RIGHT - 4,
                 y(floor) + 13,
-                f"over the budget of {task.budget:g} point{'s' if task.budget != 1 else ''}",
+                f"over the budget of {budget:g} point{'s' if budget != 1 else ''}",
                 "end",
             )
         )
