@@ -109,8 +109,8 @@ class GoldenOutput(_Record, frozen=True):
     """What an artifact must give for the golden inputs.
 
     `tolerance` bounds |got - expected| per element, in the output's own units; it covers the kernels that may run the artifact.
-    `rms` bounds the root of the mean (got - expected)^2 over all samples and elements, `bias` the absolute mean of got - expected:
-    where one element may be far off for one sample, a shift of all of them still shows. `None`: not checked.
+    `rms` bounds the root of the mean (got - expected)^2 over all samples and elements, `bias` the absolute mean of
+    got - expected: where one element may be far off for one sample, a shift of all of them still shows. `None`: not checked.
     """
 
     expected: TensorBlob
