@@ -69,6 +69,15 @@ def test_every_engine_computes_the_formula(bundle_path: Path, which: int) -> Non
     assert np.abs(got - logits(samples())).max() <= limit
 
 
+@pytest.mark.parametrize("which", [0, 2], ids=["onnx", "tflite"])
+def test_a_view_in_another_order_is_read_as_numpy_shows_it(bundle_path: Path, which: int) -> None:
+    x = np.asfortranarray(samples(3))
+    strided = np.repeat(samples(3), 2, axis=1)[:, ::2]
+    with open_bundle(bundle_path) as bundle, open_session(bundle, bundle.manifest.artifacts[which]) as session:
+        for view in (x, strided):
+            assert np.allclose(session.run({"x": view})["logits"], logits(samples(3)), atol=1e-5)
+
+
 def test_the_batch_axis_may_be_left_out(session: Session) -> None:
     sample = samples()[0]
     assert session.run({"x": sample})["logits"].shape == (3,)

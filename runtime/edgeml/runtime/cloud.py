@@ -121,21 +121,26 @@ class CloudClient:
             raise LinkError(f"the cloud at {self._address} cannot be reached: {error}") from error
         except OSError as error:
             raise LinkError(f"the cloud at {self._address} cannot be reached: {error}") from error
-        return response.status, int(length) if length is not None and length.isdecimal() else None, received
+        return response.status, _number(length), received
 
     def _read(self, response: urllib3.BaseHTTPResponse, ends: float) -> bytes:
-        limit = self._limit_bytes if response.status == 200 else _ERROR_BYTES
+        """The body; of a refusal only its beginning."""
+        if response.status != 200:
+            return response.read1(_ERROR_BYTES)
+        if (_number(response.headers.get("Content-Length")) or 0) > self._limit_bytes:
+            raise self._too_long()
         parts, size = [], 0
         while chunk := response.read1(_CHUNK_BYTES):
             size += len(chunk)
-            if size > limit and response.status == 200:
-                raise ServiceError(f"the cloud's answer is longer than {limit} bytes", status=response.status)
+            if size > self._limit_bytes:
+                raise self._too_long()
             parts.append(chunk)
-            if size > limit:
-                break
             if time.monotonic() > ends:
                 raise TooSlowError(f"the cloud at {self._address} did not answer in time")
-        return b"".join(parts)[:limit]
+        return b"".join(parts)
+
+    def _too_long(self) -> ServiceError:
+        return ServiceError(f"the cloud's answer is longer than {self._limit_bytes} bytes", status=200)
 
 
 def check_outputs(outputs: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
@@ -162,6 +167,11 @@ def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     return len(shape) == len(spec.shape) and all(
         isinstance(axis, str) or axis == size for axis, size in zip(spec.shape, shape, strict=True)
     )
+
+
+def _number(text: str | None) -> int | None:
+    """A header's number; one of more than 18 digits is nobody's length."""
+    return int(text) if text is not None and text.isdecimal() and len(text) <= 18 else None
 
 
 def _error_text(data: bytes) -> str:

@@ -21,6 +21,7 @@ CLASS_LIMIT: Final = 1024  # more classes than this would not fit a message
 CODE_LIMIT: Final = 32  # distinct error codes or fall-back reasons of one window
 OTHER: Final = "other"  # where further codes are counted
 _LONGEST_S: Final = 3600.0  # slower answers share a bucket, so that buckets stay bounded
+_STATM: Final = Path("/proc/self/statm")  # pages: all, resident, …
 _TEMPERATURE: Final = Path("/sys/class/thermal/thermal_zone0/temp")  # millidegrees
 _THROTTLED: Final = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # Raspberry Pi, hexadecimal bits
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -149,13 +150,12 @@ class Window:
 
 def read_vitals() -> Vitals:
     """Resident memory, temperature and throttling bits as Linux shows them."""
-    statm = _text(Path("/proc/self/statm"))
-    temperature = _text(_TEMPERATURE)
-    throttled = _text(_THROTTLED)
+    pages = _number(_STATM, field=1)
+    millidegrees = _number(_TEMPERATURE)
     return Vitals(
-        rss_bytes=int(statm.split()[1]) * _PAGE_BYTES if statm else None,
-        cpu_celsius=int(temperature) / 1000 if temperature else None,
-        throttled=int(throttled, 16) if throttled else None,
+        rss_bytes=None if pages is None else pages * _PAGE_BYTES,
+        cpu_celsius=None if millidegrees is None else millidegrees / 1000,
+        throttled=_number(_THROTTLED, radix=16),
     )
 
 
@@ -165,8 +165,8 @@ def _count(counts: dict[str, int], code: str) -> None:
     counts[code] = counts.get(code, 0) + 1
 
 
-def _text(path: Path) -> str | None:
+def _number(path: Path, *, field: int = 0, radix: int = 10) -> int | None:
     try:
-        return path.read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
+        return int(path.read_text().split()[field], radix)
+    except (OSError, ValueError, IndexError):
         return None
