@@ -158,7 +158,8 @@ def _look(state: RolloutState, evidence: Evidence, name: str, now: float) -> Ver
     alpha = spec.gate.go_on_alpha / len(spec.waves)
     upper = upper_bound(evidence.bad, evidence.settled, alpha)
     limit = max(spec.gate.limit, control_share(evidence.arms) + spec.gate.margin)
-    shown = f"{evidence.bad} of {_devices(evidence.settled)} on {spec.version} bad, which shows fewer than {_percent(upper)}"
+    counted = f"{evidence.bad} of {_devices(evidence.settled)} on {spec.version} bad"
+    shown = f"{counted}, which shows that fewer than {_percent(upper)} are"
     if upper <= limit:
         return _verdict(state, evidence, "proceed", f"{name} passed: {shown} (limit {_percent(limit)})", now, upper=upper)
     way_out = "approve or abort"

@@ -1,0 +1,251 @@
+"""The page in a real browser, on a real service with two hundred devices and a rollout that was stopped."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import uvicorn
+
+from edgeml.fleet.api.http import bind, build_app
+from edgeml.fleet.config import Config
+from edgeml.fleet.ingest import Inbound
+from edgeml.fleet.ledger import Device
+from edgeml.fleet.plan import NewRollout, specify
+from edgeml.fleet.rollout import RolloutState, apply
+from edgeml.fleet.service import Fleet
+from edgeml.fleet.store import versions
+from edgeml.runtime.bundle import write_bundle
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.manifest import Reference
+from edgeml.wire.messages import Kind, Report, Slot, State, Telemetry, encode
+from edgeml.wire.sketches import Histogram
+from tests.unit.fleet_bundles import make_manifest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = Path(os.environ.get("EDGEML_CHROMIUM", "/usr/bin/chromium"))
+EDGES = (0.5, 0.6, 0.7, 0.8, 0.9)
+REFERENCE = Reference(n=1000, confidence=Histogram(EDGES, (20, 30, 100, 150, 300, 400)))
+SURE, UNSURE = (0, 2, 10, 15, 33, 40), (60, 30, 10, 0, 0, 0)
+DEVICES = 200
+
+
+@dataclass(slots=True)
+class Story:
+    """A service whose clock and devices the test moves."""
+
+    fleet: Fleet
+    folder: Path
+    now: list[float] = field(default_factory=lambda: [time.time() - 3600])
+    seq: int = 0
+    said: list[Inbound] = field(default_factory=list)
+
+    def enrol(self) -> None:
+        names = [f"meter-{number:03d}" for number in range(DEVICES)]
+        for site in ("Aachen", "Bremen", "Celle", "Dessau"):
+            mine = names[("Aachen", "Bremen", "Celle", "Dessau").index(site) :: 4]
+            self.fleet.inventory.enrol(mine, {"site": site, "hardware": "pi-4"}, self.now[0], "operator")
+        for name in names:
+            born = State(
+                name, 1, online=name != "meter-007", engines={"onnxruntime": "1.27.0"}, arch="aarch64", runtime="0.1.0"
+            )
+            self.say(name, "state", encode(born))
+        self.deliver()
+
+    def publish(self, version: str) -> None:
+        model = version.encode()
+        manifest = msgspec.structs.replace(make_manifest(model, "digits", version), reference=REFERENCE)
+        path = self.folder / f"{version}.edgeml"
+        write_bundle(manifest, {sha256_hex(model): model}, path)
+        self.fleet.registry.publish(path, self.now[0], "operator")
+
+    def rollout(self, version: str) -> str:
+        with self.fleet.store.read() as connection:
+            row = versions.find(connection, "digits", version)
+        assert row is not None
+        asked = NewRollout("digits", version, canary=0.1, waves=(0.5,), soak_s=60, limit=0.25)
+        state = apply(RolloutState(specify(asked, row, self.now[0], "ann")), "start", "ann", self.now[0])
+        self.fleet.ledger.save(state)
+        return state.spec.id
+
+    def live(self, ticks: int, *, unsure: str | None = None) -> None:
+        """Every device that is on installs what it is told and answers; those on `unsure` have lost their confidence."""
+        for _ in range(ticks):
+            self.now[0] += 65
+            self.fleet.controller.tick(self.now[0])
+            for device in self.fleet.ledger.devices("digits"):
+                if device.online:
+                    self._install(device)
+            self.deliver()
+            for device in self.fleet.ledger.devices("digits"):
+                if device.online and device.version is not None:
+                    self._answer(device, UNSURE if device.version == unsure else SURE)
+            self.deliver()
+
+    def _install(self, device: Device) -> None:
+        wanted = device.target
+        if wanted is None or wanted.version is None or wanted.version == device.version:
+            return
+        assert wanted.manifest_sha256 is not None
+        slot = Slot(wanted.version, wanted.manifest_sha256, active=True)
+        report = Report(
+            device.id, 1, self._next(), self.now[0], 1, "digits", "confirmed", wanted.version, wanted.manifest_sha256,
+            wanted.rollout, slots=(slot,),
+        )  # fmt: skip
+        self.say(device.id, "report", encode(report))
+
+    def _answer(self, device: Device, counts: tuple[int, ...]) -> None:
+        assert device.version is not None
+        assert device.manifest_sha256 is not None
+        window = Telemetry(
+            device.id, 1, self._next(), "digits", device.version, device.manifest_sha256, self.now[0], 60.0, 100,
+            confidence=Histogram(EDGES, counts),
+        )  # fmt: skip
+        self.say(device.id, "telemetry", encode(window))
+
+    def _next(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def say(self, device: str, kind: Kind, payload: bytes) -> None:
+        self.said.append(Inbound(device, kind, payload))
+
+    def deliver(self) -> None:
+        assert self.fleet.ingest.take(self.said) == len(self.said), self.fleet.ingest.dropped
+        self.said.clear()
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Story, str]]:
+    folder = tmp_path_factory.mktemp("web")
+    now = [time.time() - 3600]
+    with Fleet(Config(folder / "data", port=0, broker="none", tick_s=3600), clock=lambda: now[0]) as fleet:
+        told = Story(fleet, folder, now)
+        told.enrol()
+        for version in ("1.0.0", "1.1.0", "1.2.0"):
+            told.publish(version)
+        told.rollout("1.0.0")
+        told.live(8)
+        told.rollout("1.1.0")
+        told.live(8)
+        told.rollout("1.2.0")
+        told.live(5, unsure="1.2.0")
+        listener = bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(build_app(fleet), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        yield told, f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}: install chromium, or set EDGEML_CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1180, "height": 900})
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on(
+        "request",
+        lambda request: None if request.url.startswith(("http://127.0.0.1", "data:")) else problems.append(request.url),
+    )
+    yield opened
+    context.close()
+    assert problems == []
+
+
+def shot(page: Page, name: str) -> None:
+    """Keep a picture where `EDGEML_SHOTS` says."""
+    if folder := os.environ.get("EDGEML_SHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+
+def test_the_page_says_in_one_sentence_why_a_rollout_was_stopped(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    card = page.locator("article[data-phase=rolled_back]")
+    card.wait_for()
+    sentence = card.locator(".evidence").inner_text()
+    assert "devices on 1.2.0 lost confidence, 0 of" in sentence
+    assert "less than once in" in sentence
+    assert page.locator("article[data-phase=done]").count() == 2
+    assert page.locator(".figures dd").first.inner_text() == "200"
+    assert told.fleet.operator_key not in page.url
+    shot(page, "fleet")
+
+
+def test_the_page_is_readable_on_a_phone_and_in_the_dark(story: tuple[Story, str], browser: Browser) -> None:
+    told, url = story
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark", device_scale_factor=2)
+    page = context.new_page()
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    page.locator("article[data-phase=rolled_back]").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shot(page, "phone-dark")
+    context.close()
+
+
+def test_a_wrong_key_is_refused_in_words_and_the_right_one_opens(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(url)
+    page.get_by_label("Operator's key").fill("guess")
+    page.get_by_role("button", name="Open").click()
+    page.get_by_text("That is not this service's key.").wait_for()
+    assert page.locator("#all").is_hidden()
+    shot(page, "key")
+    page.get_by_label("Operator's key").fill(told.fleet.operator_key)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Rollouts").wait_for()
+
+
+def test_devices_are_found_by_name_tag_and_version(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    find = page.get_by_label("Find a device")
+    find.fill("meter-007")
+    page.get_by_text("never seen").wait_for()
+    assert page.locator("#devices tbody tr").count() == 1
+    find.fill("bremen")
+    page.get_by_role("cell", name="meter-001").wait_for()
+    assert page.locator("#devices tbody tr").count() == DEVICES // 4
+    find.fill("nothing like it")
+    page.get_by_text("No device matches").wait_for()
+
+
+def test_a_name_full_of_markup_stays_text(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    told.fleet.inventory.set_tags("meter-000", {"site": "<img src=x onerror=alert(1)>"}, told.now[0], "operator")
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    page.get_by_text("<img src=x onerror=alert(1)>").wait_for()
+    assert page.locator("#devices img").count() == 0
+
+
+def test_a_service_that_went_away_is_said_and_the_last_picture_stays(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    page.get_by_role("heading", name="Rollouts").wait_for()
+    page.route("**/v1/overview", lambda route: route.abort())
+    page.get_by_text("service out of reach").wait_for()
+    assert page.locator("article").count() == 3
