@@ -102,12 +102,6 @@ def to_json(report: Report) -> bytes:
     return msgspec.json.format(msgspec.json.encode(_plain(report)), indent=2) + b"\n"
 
 
-def from_json(data: bytes) -> dict[str, Any]:
-    """A report as a program reads it."""
-    report: dict[str, Any] = msgspec.json.decode(data)
-    return report
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}

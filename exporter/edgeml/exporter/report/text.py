@@ -6,12 +6,11 @@ from typing import Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.report.structs import ArtifactReport
-from edgeml.wire.manifest import Parity, Status, Task
+from edgeml.wire.manifest import Parity, Task
 
 NOTHING: Final = "\N{EN DASH}"  # a cell without a value
 MINUS: Final = "\N{MINUS SIGN}"
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
-VERDICTS: Final[dict[Status, str]] = {"pass": "pass", "fail": "fail", "inconclusive": "inconclusive"}
 FORMATS: Final = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
 METRICS: Final = {
     "top1_accuracy": "top-1 accuracy",
