@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from edgeml.runtime.backends import onnx as onnx_backend
 from edgeml.runtime.backends.coreml import open_coreml, unpack
 from edgeml.runtime.backends.onnx import open_onnx
 from edgeml.runtime.backends.tflite import open_tflite
-from edgeml.wire.errors import EngineError, ModelError, UnsupportedError
-from tests.unit.bundles import WEIGHTS, onnx_int8_model, onnx_model, tflite_model
+from edgeml.runtime.model import load
+from edgeml.wire.errors import EngineError, MissingExtraError, ModelError, UnsupportedError
+from tests.unit.bundles import WEIGHTS, make_bundle, onnx_int8_model, onnx_model, tflite_model
 
 OPTIONS = EngineOptions()
 
@@ -97,6 +99,24 @@ def test_engines_say_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(ModelError):
         open_tflite(tflite_model()[:100], OPTIONS)
     assert capfd.readouterr().err == ""
+
+
+def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = make_bundle(tmp_path)
+    for module in (
+        "onnxruntime",
+        "ai_edge_litert",
+        "ai_edge_litert.interpreter",
+        "tflite_runtime",
+        "tflite_runtime.interpreter",
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"install edgeml-toolkit\[onnx\]"):
+        open_onnx(b"", OPTIONS)
+    with pytest.raises(MissingExtraError, match=r"install edgeml-toolkit\[tflite\]"):
+        open_tflite(b"", OPTIONS)
+    with pytest.raises(UnsupportedError, match=r"no engine for onnx is installed.*install edgeml-toolkit\[onnx\]"):
+        load(path)
 
 
 def test_core_ml_elsewhere_says_why_and_the_way_out() -> None:

@@ -201,6 +201,14 @@ def test_prefer_cloud_falls_back_to_the_device(model: Model) -> None:
     assert (result.source, result.label, result.fallback) == ("device", "low", "error")
 
 
+def test_the_first_call_to_a_hanging_cloud_already_leaves_the_device_its_time(model: Model) -> None:
+    cloud = FakeCloud(is_dead)
+    model.warm_latency_s = 0.3
+    with Hybrid(model, cloud, Policy("prefer-cloud", deadline_s=0.5)) as hybrid:
+        assert hybrid.run({"x": SURE}).source == "device"
+    assert 0 < cloud.asked[0] <= 0.2
+
+
 def test_cloud_only_raises_what_went_wrong(model: Model) -> None:
     with Hybrid(model, FakeCloud(is_dead), Policy("cloud-only", deadline_s=5)) as hybrid, pytest.raises(LinkError):
         hybrid.run({"x": SURE})

@@ -46,6 +46,8 @@ def test_a_loaded_model_answers_with_label_and_score(tmp_path: Path) -> None:
     assert result.score == pytest.approx(math.exp(raw[best]) / sum(math.exp(value) for value in raw), abs=1e-6)
     assert (result.source, result.model, result.version, result.fallback) == ("device", "toy", "1.0.0", None)
     assert 0 < result.latency_s < 1
+    assert model.warm_latency_s is not None
+    assert 0 < model.warm_latency_s < 1
 
 
 def test_a_regression_has_no_label(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Hybrid:
         self._cloud = cloud
         self._drifting = drifting
         self._clock = clock
-        self._state = State()
+        self._state = State(device_latency_s=model.warm_latency_s)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(CLOUD_CALLS, thread_name_prefix="edgeml-cloud")
         self._busy = threading.BoundedSemaphore(CLOUD_CALLS)

@@ -19,7 +19,7 @@ from edgeml.runtime.golden import GoldenResult, sample_as
 from edgeml.runtime.golden import self_test as run_self_test
 from edgeml.runtime.session import Session, open_session
 from edgeml.wire.errors import EngineError
-from edgeml.wire.manifest import BATCH, Artifact, Format, Manifest, PostProcessing, Precision
+from edgeml.wire.manifest import Artifact, Format, Manifest, PostProcessing, Precision, TensorSpec
 
 WARM_RUNS: Final = 2  # the first run allocates, the second shows that it is over
 
@@ -47,10 +47,19 @@ class Result:
 class Model:
     """A loaded bundle. Thread-safe; a context manager that frees the engine.
 
-    `reason` says why this artifact was picked, `golden` what the self-test found (`None` if it was left out).
+    `reason` says why this artifact was picked, `golden` what the self-test found (`None` if it was left out), `warm_latency_s`
+    what one call took when it was warm (`None` if nobody measured).
     """
 
-    def __init__(self, manifest: Manifest, session: Session, *, reason: str = "", golden: GoldenResult | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        session: Session,
+        *,
+        reason: str = "",
+        golden: GoldenResult | None = None,
+        warm_latency_s: float | None = None,
+    ) -> None:
         self.manifest = manifest
         self.session = session
         self.artifact: Artifact = session.artifact
@@ -59,6 +68,7 @@ class Model:
         self.digest = manifest.digest
         self.reason = reason
         self.golden = golden
+        self.warm_latency_s = warm_latency_s
         self._reader = AnswerReader(manifest)
 
     def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
@@ -122,12 +132,11 @@ def load_open(
     session = open_session(bundle, choice.artifact, options=EngineOptions(threads=threads))
     try:
         golden = run_self_test(bundle, choice.artifact, session) if self_test else None
-        if golden is None or golden.samples < WARM_RUNS:
-            _warm(session)
+        warm_latency_s = _warm(bundle, session)
     except BaseException:
         session.close()
         raise
-    return Model(bundle.manifest, session, reason=choice.reason, golden=golden)
+    return Model(bundle.manifest, session, reason=choice.reason, golden=golden, warm_latency_s=warm_latency_s)
 
 
 class AnswerReader:
@@ -198,10 +207,16 @@ def _not_finite(name: str) -> EngineError:
     return EngineError(f"output {name!r} is not finite", expected="finite values", got="NaN or infinity")
 
 
-def _warm(session: Session) -> None:
-    feed = {}
-    for spec in session.signature.inputs:
-        shape = tuple(1 if axis == BATCH or isinstance(axis, str) else axis for axis in spec.shape)
-        feed[spec.name] = sample_as(spec, np.zeros(shape, np.dtype(spec.dtype)))
+def _warm(bundle: Bundle, session: Session) -> float:
+    """Run on the first golden sample, or on zeros where there is none; gives the seconds of the last run."""
+    kept = {tensor.name: bundle.tensor(tensor)[0] for tensor in bundle.manifest.golden_inputs}
+    feed = {spec.name: sample_as(spec, kept[spec.name]) if kept else _zeros(spec) for spec in session.signature.inputs}
+    started = 0.0
     for _ in range(WARM_RUNS):
+        started = time.perf_counter()
         session.run(feed)
+    return time.perf_counter() - started
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    return np.zeros([axis if isinstance(axis, int) else 1 for axis in spec.shape], np.dtype(spec.dtype))
