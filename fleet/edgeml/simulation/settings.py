@@ -18,9 +18,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`swarm.toml`; paths are relative to the file.
 
-    `devices` is a file of JSON lines as `edgeml fleet devices add --bulk` writes it: `id`, `token`, and optionally `tags`, `url`
-    and `broker`, which `service` and `broker` here override. `samples` is an `.npz` with one array per input
-    (`x` where there is one), samples on the first axis; each device sees them in its own order. `runs_per_s` is per device.
+    `devices` is a file of JSON lines as `edgeml fleet devices add --bulk` writes it: `id`, `token`, and optionally `tags`,
+    `url` and `broker`, which `service` and `broker` here override. `samples` is an `.npz` with one array per input (`x` where
+    there is one), samples on the first axis; each device sees them in an order of its own. `runs_per_s` is per device.
     """
 
     devices: str

@@ -216,7 +216,7 @@ def code_of(error: EdgemlError) -> str:
 
 
 def is_retryable(error: EdgemlError) -> bool:
-    return isinstance(error, UpdateError) and error.retryable
+    return error.retryable if isinstance(error, UpdateError) else code_of(error) == "internal"
 
 
 def _installed(signed: Signed) -> Installed:

@@ -110,11 +110,12 @@ class Trust:
             return 0.0
 
     def _updater(self) -> Updater:
+        from tuf.api.exceptions import RepositoryError
         from tuf.ngclient.updater import Updater
 
         try:
             return Updater(str(self._folder), f"{self._base}/tuf/metadata/", fetcher=_fetcher(self._pool), bootstrap=self._root)
-        except (ValueError, OSError) as error:
+        except (ValueError, RepositoryError) as error:
             raise ConfigError(f"TUF root cannot be used: {error}", hint="give the root.json of your fleet") from error
 
     def _require_fresh(self) -> None:
@@ -170,6 +171,6 @@ def _fetcher(pool: urllib3.PoolManager) -> Any:
                     if time.monotonic() > deadline:
                         raise SlowRetrievalError
             finally:
-                response.release_conn()
+                response.close()  # at its end it is back in the pool already; before, it must not be used again
 
     return Fetcher()
