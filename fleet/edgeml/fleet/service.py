@@ -195,6 +195,7 @@ def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
         write_whole(place, json.dumps({"url": url, "broker": broker, "pid": os.getpid()}).encode(), PRIVATE)
         try:
             say(f"fleet service at {url}" + (f", broker ({fleet.broker.name}) at {broker}" if fleet.broker else ""))
+            say(f"page at {url}/ (operator's key: {config.places.operator_key})")
             run_until_signal(fleet, listener)
         finally:
             place.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import importlib.util
 import logging
 import signal
 import socket
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 
 def build_app(fleet: Fleet) -> FastAPI:
     """The whole application on a running fleet."""
+    from edgeml.fleet import web
     from edgeml.fleet.api import device, files, operator, rollouts
 
     app = FastAPI(title="edgeml fleet", docs_url=None, redoc_url=None, openapi_url=None)
@@ -41,8 +41,7 @@ def build_app(fleet: Fleet) -> FastAPI:
     app.add_exception_handler(Exception, _fail)
     for routes in (device, files, operator, rollouts):
         app.include_router(routes.router(fleet))
-    if importlib.util.find_spec("edgeml.fleet.web") is not None:
-        importlib.import_module("edgeml.fleet.web").routes(app)
+    web.routes(app)
     return app
 
 
