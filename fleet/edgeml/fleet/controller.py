@@ -171,15 +171,17 @@ def _mine(state: RolloutState, sight: _Sight) -> list[Device]:
 
 
 def _away(state: RolloutState, sight: _Sight) -> int:
-    """Devices told to go back that are online and still say that they run the new version."""
+    """Devices told to go back that are online, still say that they run the new version, and have not given up on going back."""
     back = (sight.devices[name] for name, a in sight.told.items() if a.taken_back_at is not None and name in sight.devices)
+    new = state.spec.manifest_sha256
     return sum(
-        device.online and device.manifest_sha256 == state.spec.manifest_sha256 and not _wants(device, state) for device in back
+        device.online
+        and device.manifest_sha256 == new
+        and device.target is not None
+        and device.target.manifest_sha256 != new
+        and device.target.manifest_sha256 not in device.failed
+        for device in back
     )
-
-
-def _wants(device: Device, state: RolloutState) -> bool:
-    return device.target is not None and device.target.manifest_sha256 == state.spec.manifest_sha256
 
 
 def _revoked(state: RolloutState, now: float) -> Verdict:
