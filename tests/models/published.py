@@ -70,7 +70,7 @@ def vww(data: Path, folder: Path) -> Samples:
 def sww(data: Path, folder: Path) -> Samples:
     """MLPerf Tiny's own 45 windows for the streaming wake word, 3 classes."""
     with np.load(data / "sww_calibration.npz", allow_pickle=False) as file:
-        return _split(folder, "sww", file["specs"].astype(np.float32), file["labels"])
+        return _split(folder, "sww", file["specs"].astype(np.float32), file["labels"].astype(np.int64))
 
 
 def ad(data: Path, folder: Path) -> Samples:

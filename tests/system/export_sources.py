@@ -59,6 +59,15 @@ def odd():
     return Shrink(), (torch.zeros(1, 4),)
 
 
+class Determinant(torch.nn.Module):
+    def forward(self, x):
+        return torch.linalg.det(x)[:, None]
+
+
+def no_coreml():
+    return Determinant(), (torch.eye(3)[None],)
+
+
 def shapeless():
     return torch.nn.Linear(4, 2)
 

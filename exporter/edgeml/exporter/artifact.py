@@ -17,17 +17,19 @@ import numpy as np
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
+from edgeml.exporter.parity.metrics import max_abs
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.samples import Samples, make_samples
 from edgeml.exporter.source.model import names, read_arrays
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
-from edgeml.wire.errors import EdgemlError, PlanError
+from edgeml.wire.errors import EdgemlError, ParityError, PlanError
 from edgeml.wire.manifest import Artifact, Binding, Format, Precision, Requirement, Signature, Status, Where
 
 LATENCY_RUNS: Final = 50
 WARM_RUNS: Final = 5
+STACKED: Final = 3  # samples of one call; neither 1 nor 2, which converters are shown
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ def judge(
     """Job: `Judged` of a model file; its golden vectors are written to the folder `blobs` by sha256.
 
     Raises:
-        ParityError: its tensors are not the source's.
+        ParityError: its tensors are not the source's, or a batch is answered differently from its samples.
         EngineError, UnsupportedError: the engine cannot run it.
     """
     asked = msgspec.convert(trial, Trial)
@@ -91,6 +93,8 @@ def judge(
         engine = f"{backend.engine} {backend.version}"
         got = answers(session.run, samples, asked.signature)
         latency = _latency(session, samples, asked.signature)
+        if precision == "fp32":
+            _check_stacked(session, samples, got)
     parity = compare(
         reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
         exact=_exact(file, samples, asked.signature) if precision == "int8" and format != "coreml" else None,
@@ -200,6 +204,26 @@ def _exact(file: ModelFile, samples: Samples, signature: Signature) -> Mapping[s
             return answers(session.run, samples, signature)
     except EdgemlError:
         return None  # kernels that cannot run it have no error to tell apart
+
+
+def _check_stacked(session: Session, samples: Samples, got: Mapping[str, Array]) -> None:
+    """Several samples in one call must be answered as each by itself: a converter may have frozen the example's batch.
+
+    Raises:
+        ParityError: they are not.
+    """
+    specs = (*session.signature.inputs, *session.signature.outputs)
+    if len(samples) < STACKED or not all(spec.has_batch for spec in specs):
+        return
+    stacked = session.run({name: values[:STACKED] for name, values in samples.inputs.items()})
+    for name, values in stacked.items():
+        error = max_abs(got[name][:STACKED], values)
+        if error > FLOAT_LIMIT:
+            raise ParityError(
+                f"output {name!r} for {STACKED} samples in one call differs from one call each",
+                expected=f"at most {FLOAT_LIMIT:g} of the range",
+                got=f"{error:.1e}",
+            )
 
 
 def _latency(session: Session, samples: Samples, signature: Signature) -> tuple[float, ...]:
