@@ -118,6 +118,25 @@ def test_too_few_samples_of_the_expected_class_fail_the_self_test(tmp_path: Path
             self_test(bundle, loose, session)
 
 
+@pytest.mark.parametrize(("what", "bound", "passes"), [("rms", 0.3, True), ("rms", 0.28, False), ("bias", 0.16, False)])
+def test_a_small_shift_over_all_samples_fails_the_self_test(tmp_path: Path, what: str, bound: float, *, passes: bool) -> None:
+    """One logit of three is off by 0.5, within the tolerance of 1: rms 0.5 / sqrt(3) = 0.289, bias 0.5 / 3 = 0.167."""
+    with open_bundle(make_bundle(tmp_path)) as bundle, open_bundle(make_bundle(tmp_path, version="1.1.0", bias=0.5)) as other:
+        artifact = bundle.manifest.artifacts[0]
+        assert artifact.golden is not None
+        (output,) = artifact.golden.outputs
+        held = msgspec.structs.replace(output, tolerance=1.0, **{what: bound})
+        held_to = msgspec.structs.replace(
+            artifact, golden=msgspec.structs.replace(artifact.golden, outputs=(held,), least_agreement=0.0)
+        )
+        with open_session(other, other.manifest.artifacts[0]) as session:
+            if passes:
+                self_test(bundle, held_to, session)
+                return
+            with pytest.raises(SelfTestError, match=rf"shifted over all golden samples \({what}\)"):
+                self_test(bundle, held_to, session)
+
+
 def test_int8_goes_first_then_the_better_engine(manifest: Manifest) -> None:
     assert [label(choice.artifact) for choice in rank(manifest, BOTH)] == ["onnx:int8", "tflite:fp32", "onnx:fp32"]
 

@@ -164,8 +164,9 @@ def _check_golden(where: str, golden: Golden, manifest: Manifest, samples: int) 
         got = output.expected.shape[0] if output.expected.shape else 0
         if got != samples:
             raise BundleError(f"{name}: samples", expected=str(samples), got=str(got))
-        if output.tolerance < 0:
-            raise BundleError(f"{name}: tolerance", expected="at least 0", got=str(output.tolerance))
+        for what, bound in (("tolerance", output.tolerance), ("rms", output.rms), ("bias", output.bias)):
+            if bound is not None and bound < 0:
+                raise BundleError(f"{name}: {what}", expected="at least 0", got=str(bound))
 
 
 def _check_post(manifest: Manifest) -> None:

@@ -55,6 +55,7 @@ def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenRes
     expected = {output.expected.name: bundle.tensor(output.expected) for output in golden.outputs}
     samples = bundle.manifest.golden_inputs[0].shape[0]
     worst = {output.expected.name: 0.0 for output in golden.outputs}
+    shifts = {output.expected.name: _Shift() for output in golden.outputs}
     ranked = bundle.manifest.post.output if bundle.manifest.post else signature.outputs[0].name
     agreeing = 0
     for sample in range(samples):
@@ -64,7 +65,10 @@ def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenRes
             name = output.expected.name
             difference = _compare(where, output, sample, got[name], expected[name][sample])
             worst[name] = max(worst[name], difference)
+            shifts[name].add(got[name], expected[name][sample])
         agreeing += int(np.argmax(got[ranked]) == np.argmax(expected[ranked][sample]))
+    for output in golden.outputs:
+        shifts[output.expected.name].check(where, output)
     agreement = agreeing / samples
     if agreement < golden.least_agreement:
         raise SelfTestError(
@@ -75,6 +79,32 @@ def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenRes
         )
     outputs = tuple(OutputResult(o.expected.name, worst[o.expected.name], o.tolerance) for o in golden.outputs)
     return GoldenResult(label(artifact), samples, outputs, agreement, golden.least_agreement)
+
+
+class _Shift:
+    """How far an output is off over all golden samples together: a small shift of every element shows only here."""
+
+    def __init__(self) -> None:
+        self._squares = self._sum = 0.0
+        self._count = 0
+
+    def add(self, got: Array, expected: Array) -> None:
+        difference = got.astype(np.float64).ravel() - expected.astype(np.float64).ravel()
+        self._squares += float(difference @ difference)
+        self._sum += float(difference.sum())
+        self._count += difference.size
+
+    def check(self, where: str, output: GoldenOutput) -> None:
+        count = max(self._count, 1)
+        measured = {"rms": math.sqrt(self._squares / count), "bias": abs(self._sum / count)}
+        for what, limit in (("rms", output.rms), ("bias", output.bias)):
+            if limit is not None and not measured[what] <= limit:
+                raise SelfTestError(
+                    f"{where}: output {output.expected.name!r} is shifted over all golden samples ({what})",
+                    expected=f"at most {limit:.6g} from the exported values",
+                    got=f"{measured[what]:.6g}",
+                    hint=_WAY_OUT,
+                )
 
 
 def sample_as(spec: TensorSpec, sample: Array) -> Array:
