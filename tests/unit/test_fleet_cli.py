@@ -30,7 +30,7 @@ def test_a_share_is_read_as_people_write_it(text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "%", "five", "101", "-1", "nan", "101%"])
 def test_a_share_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="5% or 0.05"):
+    with pytest.raises(UsageError, match=r"5% or 0\.05"):
         parse_share(text)
 
 
@@ -101,5 +101,6 @@ def test_time_since_is_told_in_one_unit() -> None:
 
 
 def test_the_operators_commands_load_no_server_and_no_database() -> None:
-    check = "import sys, edgeml.fleet.cli; print([m for m in ('sqlalchemy', 'fastapi', 'uvicorn', 'tuf', 'scipy') if m in sys.modules])"
+    heavy = ("sqlalchemy", "fastapi", "uvicorn", "tuf", "scipy")
+    check = f"import sys, edgeml.fleet.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "[]\n"
