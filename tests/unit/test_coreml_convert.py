@@ -16,7 +16,7 @@ from torch import nn
 
 from edgeml.exporter.convert.coreml import MISCOMPILING_PASSES, packed, passes, torch_to_coreml
 from edgeml.exporter.mil import open_mil
-from edgeml.exporter.mil.backend import count_operations
+from edgeml.exporter.mil.backend import count_elements, count_operations
 from edgeml.exporter.quantize.coreml import to_fp16_coreml, to_int8_coreml
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.errors import UnsupportedError
@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "cnn": (_cnn, (1, 3, 16, 16)),
     "dense": (lambda: nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 20)), (1, 20)),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(4, 16, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2)), (1, 4, 32)),
-    "upsampling": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 3, 2, 1, 1), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear")),
+    "upsampling": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 3, 2, 1, 1), nn.Upsample(scale_factor=2, mode="bilinear")),
                    (1, 3, 6, 6)),
     "lstm": (lambda: Recurrent(nn.LSTM), (1, 12, 8)),
     "gru": (lambda: Recurrent(nn.GRU), (1, 12, 8)),
@@ -135,6 +135,7 @@ def test_int8_says_how_many_weights_and_what_computes() -> None:
     quantized = to_int8_coreml(model)
     assert quantized.notes == ("2 weight tensors are int8, symmetric, a scale per channel; computing in float16",)
     assert count_operations(quantized.model)["constexpr_affine_dequantize"] == 2
+    assert count_elements(quantized.model)["int8"] == 2 * 64 * 20 + 2  # and a zero point each
     assert len(model) - len(quantized.model) > 2 * 64 * 20 * 2  # three bytes of four go, scales and operations come
 
 

@@ -178,8 +178,8 @@ def test_state_lives_from_call_to_call_until_reset() -> None:
 
     specs = [mb.TensorSpec((3,), dtype=types.fp16), mb.StateTensorSpec((3,), dtype=types.fp16)]
     program = mb.program(input_specs=specs, opset_version=ct.target.iOS18)(total)
-    model = ct.convert(program, source="milinternal", minimum_deployment_target=ct.target.iOS18, pass_pipeline=ct.PassPipeline.EMPTY,
-                       skip_model_load=True)  # fmt: skip
+    model = ct.convert(program, source="milinternal", minimum_deployment_target=ct.target.iOS18,
+                       pass_pipeline=ct.PassPipeline.EMPTY, skip_model_load=True)  # fmt: skip
     interpreter = load_interpreter(pack(model))
     x = np.array([1, 2, 3], np.float16)
     name = interpreter.inputs[0][0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from edgeml.exporter.mil.interpreter import Interpreter
 from edgeml.exporter.mil.package import MODEL, unpack_files
-from edgeml.exporter.mil.program import TensorType, read_program
+from edgeml.exporter.mil.program import Constant, Operation, TensorType, read_program
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
 
@@ -58,15 +59,26 @@ def load_interpreter(model: bytes) -> Interpreter:
 
 def count_operations(model: bytes) -> dict[str, int]:
     """How often each operation stands in a packed model, constants left out."""
-    program = read_program(parse_model(unpack_files(model)[MODEL]), unpack_files(model))
-    counts: dict[str, int] = {}
-    blocks = [program.body]
+    return dict(sorted(Counter(op.type for op in _operations(model) if op.type != "const").items()))
+
+
+def count_elements(model: bytes) -> dict[str, int]:
+    """How many elements of each data type a packed model's constant tensors hold; single numbers and strings left out."""
+    counts: Counter[str] = Counter()
+    for op in _operations(model):
+        for argument in (argument for arguments in op.inputs.values() for argument in arguments):
+            if isinstance(argument, Constant) and not isinstance(argument.value, str) and argument.value.ndim:
+                counts[argument.dtype] += argument.value.size
+    return dict(sorted(counts.items()))
+
+
+def _operations(model: bytes) -> Iterator[Operation]:
+    files = unpack_files(model)
+    blocks = [read_program(parse_model(files[MODEL]), files).body]
     while blocks:
         for op in blocks.pop().operations:
             blocks.extend(op.blocks)
-            if op.type != "const":
-                counts[op.type] = counts.get(op.type, 0) + 1
-    return dict(sorted(counts.items()))
+            yield op
 
 
 def _raw(name: str, kind: TensorType) -> RawTensor:

@@ -12,8 +12,10 @@ from typing import Any, Final
 from edgeml.wire.errors import ModelError
 
 RESERVED: Final = frozenset(
-    ["any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state", "bf16", "fp16"]
-    + ["fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+    {
+        *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
+        *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    }
 )
 """Words of MIL's own text, which Core ML's compiler does not take for names."""
 

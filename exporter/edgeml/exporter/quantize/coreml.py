@@ -70,6 +70,15 @@ def to_int8_coreml(model: bytes, *, compute: Literal["float16", "float32"] = "fl
     return Quantized(result, (f"{weights} weight tensors are int8, symmetric, a scale per channel; computing in {compute}",))
 
 
+def write_smaller(model: str, folder: str) -> list[str]:
+    """Job: write `fp16` and `int8` of a packed float32 model file into a folder; gives int8's notes."""
+    data = Path(model).read_bytes()
+    quantized = to_int8_coreml(data)
+    (Path(folder) / "fp16").write_bytes(to_fp16_coreml(data))
+    (Path(folder) / "int8").write_bytes(quantized.model)
+    return list(quantized.notes)
+
+
 @contextmanager
 def _opened(ct: Any, model: bytes) -> Iterator[Any]:
     """The coremltools model of packed bytes, while its files exist."""
