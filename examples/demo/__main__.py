@@ -202,32 +202,35 @@ class Demo:
     def bad_rollout(self, release: Release, *, back_to: Release) -> None:
         self.narrator.act(f"Roll out {release.version} ({release.who})")
         self._publish(release)
-        before = self._downloaded()
+        before = self._downloads()
         rollout = self._create(release)
-        ends = {"rolled_back", "done", "aborted", "holding"}
-        view = wait_for(
-            "the gate",
-            lambda: v if (v := self._rollout(rollout))["phase"] in ends else None,
-            self.company,
-            limit_s=STEP_LIMIT_S,
-        )
+        decided = {"stopped", "rolling_back", "rolled_back", "done", "aborted", "holding"}
+        self._until(rollout, decided)
+        fetched = self._downloads()
+        view = self._until(rollout, decided - {"stopped", "rolling_back"})
         if view["phase"] != "rolled_back":
             raise EnvironmentProblem(f"expected the gate to stop {release.version}, got {view['phase']}: {view['sentence']}")
         stop = next(verdict for verdict in view["verdicts"] if verdict["outcome"] == "stop")
         self.narrator.say(stop["sentence"])
-        fetched = self._downloaded()
         wait_for(
             f"{back_to.version} everywhere again",
             lambda: True if self._running().get(back_to.version, 0) >= DEVICES + 1 else None, self.company, limit_s=60,
         )  # fmt: skip
-        after = self._downloaded()
+        after = self._downloads()
         told = view["told"]
         self.narrator.say(
-            f"{told} of {DEVICES + 1} devices ever saw it ({fetched - before:,} bytes fetched for the canary); all are back on "
-            f"{back_to.version}, and the way back took {after - fetched:,} bytes of download"
+            f"{told} of {DEVICES + 1} devices ever saw it ({fetched - before} downloads); all are back on {back_to.version}, "
+            f"and the way back took {after - fetched} downloads"
         )
         self.lines.append(f"{release.version} reached {told} devices and no more: {stop['sentence']}")
         self.lines.append(f"Why: {self.story.moral}. They went back to the copy they had kept; nothing was downloaded for it.")
+
+    def _until(self, rollout: str, phases: set[str]) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            view = self._rollout(rollout)
+            return view if view["phase"] in phases else None
+
+        return wait_for("the gate", look, self.company, limit_s=STEP_LIMIT_S)
 
     # act 6
     def fall_back(self) -> None:
@@ -322,9 +325,9 @@ class Demo:
         view: dict[str, Any] = self.client.get(f"/v1/rollouts/{rollout}")
         return view
 
-    def _downloaded(self) -> int:
-        """Bytes of bundles that the service has sent."""
-        return int(self._overview()["service"].get("sent_bytes", 0))
+    def _downloads(self) -> int:
+        """Downloads of bundles that the service has served."""
+        return int(self._overview()["service"]["bundle_requests"])
 
 
 def _draining(look: Callable[[], dict[str, Any] | None]) -> Callable[[], dict[str, Any] | None]:

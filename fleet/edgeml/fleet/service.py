@@ -67,10 +67,17 @@ class Fleet:
         self.link: Link | None = None
         self.ticks = 0
         self.failed_ticks = 0
+        self.bundle_requests = 0
+        self._counting = threading.Lock()
         self._say = say
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._run_clock, name="clock", daemon=True)
         self._open = ExitStack()
+
+    def count_bundle_request(self) -> None:
+        """A bundle, or a part of one, goes out."""
+        with self._counting:
+            self.bundle_requests += 1
 
     def __enter__(self) -> Self:
         try:

@@ -135,7 +135,9 @@ def binomial_tail(k: ArrayLike, n: ArrayLike, p: float | Floats) -> Floats:
 
 def one_in(log_e: float) -> int:
     """N of "less than once in N rollouts": the evidence rounded down to two digits, from 1 to a thousand million."""
-    value = math.exp(min(log_e, math.log(1e9)))
+    if log_e >= math.log(1e9):
+        return 1_000_000_000
+    value = math.exp(log_e)
     if value < 10:
         return max(1, int(value))
     digit = 10 ** (int(math.log10(value)) - 1)

@@ -30,7 +30,9 @@ def router(fleet: Fleet) -> APIRouter:
 
     @routes.api_route("/tuf/targets/{path:path}", methods=["GET", "HEAD"])
     def targets(path: str) -> Response:
-        return _file(folder / "targets" / path, "application/zip", _FOR_EVER, allowed=_BUNDLE.fullmatch(path) is not None)
+        answer = _file(folder / "targets" / path, "application/zip", _FOR_EVER, allowed=_BUNDLE.fullmatch(path) is not None)
+        fleet.count_bundle_request()
+        return answer
 
     return routes
 

@@ -51,6 +51,10 @@ class _Collected(Collector):
         yield GaugeMetricFamily(
             "edgeml_broker_connected", "1 if the service is connected to its broker.", int(service.broker.connected)
         )
+        requests = service.bundle_requests
+        yield CounterMetricFamily(
+            "edgeml_bundle_requests", "Downloads of bundles, whole or in part, since the start.", requests
+        )
         yield CounterMetricFamily("edgeml_ticks", "Ticks of the controller, since the start.", service.ticks)
         yield CounterMetricFamily("edgeml_failed_ticks", "Ticks that failed, since the start.", service.failed_ticks)
         shares = {(one.id, one.model, one.version, one.phase): one.share for one in self._rollouts}

@@ -64,6 +64,7 @@ class ServiceView(msgspec.Struct, frozen=True):
     failed_ticks: int
     reports: int
     telemetry: int
+    bundle_requests: int  # downloads of bundles, whole or in part, since the start
     duplicates: int
     dropped: dict[str, int]
 
@@ -147,6 +148,7 @@ def service_view(fleet: Fleet, connection: Connection) -> ServiceView:
         failed_ticks=fleet.failed_ticks,
         reports=reports,
         telemetry=telemetry,
+        bundle_requests=fleet.bundle_requests,
         duplicates=fleet.ingest.duplicates,
         dropped=dict(fleet.ingest.dropped),
     )
