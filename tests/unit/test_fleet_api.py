@@ -40,7 +40,9 @@ class Desk:
         tokens = {one["id"]: {"Authorization": f"Bearer {one['token']}"} for one in answer.json()["devices"]}
         for device, headers in tokens.items():
             birth = {"device": device, "session": 1, "online": True, "engines": {"onnxruntime": "1"}}
-            assert self.http.post("/v1/reports", headers=headers, json=[{"kind": "state", "body": birth}]).json() == {"accepted": 1}
+            assert self.http.post("/v1/reports", headers=headers, json=[{"kind": "state", "body": birth}]).json() == {
+                "accepted": 1
+            }
         return tokens
 
     def publish(self, bundle: Path) -> Any:
