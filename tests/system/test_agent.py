@@ -272,3 +272,15 @@ def test_a_mistake_in_the_settings_is_one_line_and_exit_code_2(tmp_path: Path) -
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean 'data'?" in done.stderr
+
+
+def test_a_dead_cloud_costs_no_answer(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    (tmp_path / "agent.toml").write_text(
+        '[device]\nid = "d"\ndata = "data"\n[models.toy]\nbundle = "toy-1.0.0.edgeml"\n'
+        '[fallback]\nurl = "http://127.0.0.1:9"\nleast_score = 1.0\ndeadline_ms = 500\n'
+    )
+    with Agent(tmp_path / "agent.toml") as agent:
+        results = [agent.model("toy").run({"x": sample}) for sample in samples(20)]
+    assert {result.source for result in results} == {"device"}
+    assert max(result.latency_s for result in results) < 0.5

@@ -14,186 +14,69 @@ Rules it keeps, whatever arrives in whatever order:
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
-from edgeml.wire.messages import Target
+from edgeml.runtime.update import (
+    Action,
+    Booted,
+    CheckHealth,
+    Damaged,
+    Event,
+    Failed,
+    Fetch,
+    Fetched,
+    Health,
+    Outcome,
+    Policy,
+    Prune,
+    SelfTest,
+    Stage,
+    Switch,
+    Tell,
+    Tested,
+    Tick,
+    Update,
+    Waiting,
+    Wanted,
+    Work,
+)
+
+__all__ = [
+    "Action",
+    "Booted",
+    "CheckHealth",
+    "Damaged",
+    "Event",
+    "Failed",
+    "Fetch",
+    "Fetched",
+    "Health",
+    "Outcome",
+    "Policy",
+    "Prune",
+    "SelfTest",
+    "Stage",
+    "Switch",
+    "Tell",
+    "Tested",
+    "Tick",
+    "Update",
+    "Waiting",
+    "Wanted",
+    "Work",
+    "backoff_s",
+    "step",
+]
 
 TRIAL_BOOTS: Final = 3  # one more than the retry that a watchdog or a flaky supply explains
 MOST_TRIES: Final = 3  # per revision
 MOST_PENALTIES: Final = 16  # digests remembered as bad; older ones the fleet has long forgotten
 STEADY_S: Final = 600.0  # up for so long, a restart is no longer this version's doing
 
-Stage = Literal[
-    "offered", "downloading", "verified", "self_test", "soaking", "confirmed", "failed", "rejected", "rolled_back"
-]  # fmt: skip
 REJECTIONS: Final = frozenset({"signature", "no_variant", "untrusted", "unlisted", "deadline", "penalty_box", "bad_target"})
 """Codes of an offer that was refused before it could do anything."""
-
-
-class Policy(msgspec.Struct, frozen=True):
-    """How careful and how patient to be."""
-
-    soak_s: float = 300.0
-    health_s: float = 30.0
-    most_error_share: float = 0.2
-    least_runs: int = 20
-    backoff_s: float = 30.0
-    backoff_cap_s: float = 3600.0
-
-
-class Update(msgspec.Struct, frozen=True):
-    """Where a device stands with one model; what survives a restart.
-
-    `installed` are the manifest digests that can be opened here, `factory` among them if the device was shipped with one;
-    `penalties` the digests not to try again, with the reason. `wake_at` is when the machine next has something to do by itself.
-    `attempt` numbers what was begun: what comes back from an earlier attempt is not heard.
-    """
-
-    model: str
-    rev: int = 0
-    target: Target | None = None
-    stage: Stage | None = None
-    active: str | None = None
-    confirmed: str | None = None
-    installed: tuple[str, ...] = ()
-    factory: str | None = None
-    attempt: int = 0
-    tries: int = 0
-    waits: int = 0
-    boots: int = 0
-    booted_at: float = 0.0
-    soak_until: float = 0.0
-    wake_at: float | None = None
-    downloaded_bytes: int = 0
-    code: str | None = None
-    detail: str | None = None
-    retryable: bool = False
-    penalties: dict[str, str] = {}
-
-    @property
-    def wanted(self) -> str | None:
-        """Manifest digest of the version the fleet wants."""
-        return None if self.target is None else self.target.manifest_sha256
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """The fleet's word for this model, as of a revision."""
-
-    rev: int
-    target: Target
-
-
-class Booted(msgspec.Struct, frozen=True):
-    """The process started; `installed` is what it found, `factory` what it was shipped with."""
-
-    installed: tuple[str, ...]
-    factory: str | None = None
-
-
-class Tick(msgspec.Struct, frozen=True):
-    """Time went by."""
-
-
-class Fetched(msgspec.Struct, frozen=True):
-    """The bundle lies in its slot, every byte checked; `moved_bytes` came over the network in this try."""
-
-    digest: str
-    attempt: int
-    bytes: int
-    moved_bytes: int
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """The service is out of reach, or its metadata is out of date: not this version's fault."""
-
-    digest: str
-    attempt: int
-    code: str
-    detail: str
-    moved_bytes: int = 0
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """Download, check or self-test failed."""
-
-    digest: str
-    attempt: int
-    code: str
-    detail: str
-    retryable: bool
-    moved_bytes: int = 0
-
-
-class Tested(msgspec.Struct, frozen=True):
-    """The golden vectors hold on this machine, and the version is loaded beside the running one."""
-
-    digest: str
-    attempt: int
-
-
-class Health(msgspec.Struct, frozen=True):
-    """How the active version does since its switch; `problem` if its self-test failed when run again."""
-
-    digest: str
-    runs: int
-    errors: int
-    problem: str | None = None
-
-
-class Damaged(msgspec.Struct, frozen=True):
-    """An installed version cannot be opened any more."""
-
-    digest: str
-    detail: str
-
-
-Event = Wanted | Booted | Tick | Fetched | Waiting | Failed | Tested | Health | Damaged
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """Ask the signed metadata, download, check, put into a slot; answer with Fetched, Waiting or Failed."""
-
-    target: Target
-    attempt: int
-
-
-class SelfTest(msgspec.Struct, frozen=True):
-    """Load beside, run the golden vectors, warm; answer with Tested or Failed."""
-
-    digest: str
-    attempt: int
-
-
-class Switch(msgspec.Struct, frozen=True):
-    """Let this version answer from the next call on; `None`: nothing answers."""
-
-    digest: str | None
-
-
-class CheckHealth(msgspec.Struct, frozen=True):
-    """Look at the active version; answer with Health."""
-
-    digest: str
-
-
-class Prune(msgspec.Struct, frozen=True):
-    """Delete every slot but these."""
-
-    keep: tuple[str, ...]
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Report where the update stands; the state says the rest."""
-
-    stage: Stage
-
-
-Work = Fetch | SelfTest | Switch | CheckHealth | Prune
-Action = Work | Tell
-Outcome = tuple[Update, tuple[Action, ...]]
 
 
 def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float) -> Outcome:
