@@ -6,7 +6,7 @@ The service is the real controller, gates and rollout machine on a ledger in mem
 machine. Between them messages are lost, repeated, reordered and late, a fifth of them each; devices restart and drop off;
 versions crash, roll back or fail to download; a person pauses, resumes, approves, aborts and rolls back; the controller dies
 between saving and telling. Then the network heals (a device that connects is given the retained desired document and sends its
-last report again) and stragglers arrive, and every device must be where the fleet wants it, or where it may refuse to leave, and
+last report again), stragglers arrive, and every device must be where the fleet wants it, or where it may refuse to leave; and
 the fleet must want what its rollouts say.
 """
 

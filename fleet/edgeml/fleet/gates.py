@@ -135,7 +135,7 @@ def stop_gate(state: RolloutState, evidence: Evidence, now: float) -> Verdict | 
 def go_on_gate(state: RolloutState, evidence: Evidence, now: float) -> Verdict:
     """Proceed, hold for a person, or wait. Its proceed or hold ends the look at this wave."""
     spec, wave = state.spec, state.spec.waves[state.wave]
-    elapsed = now - (state.wave_started_at or now)
+    elapsed = 0.0 if state.wave_started_at is None else now - state.wave_started_at
     name = f"wave {state.wave + 1} of {len(spec.waves)}"
     progress = f"{evidence.settled} of {evidence.told} devices told have settled, {evidence.bad} bad"
     overdue = elapsed >= wave.longest_s
