@@ -1,5 +1,7 @@
 """The page of operations says what the interpreter knows."""
 
+# ruff: noqa: E501 - lines of a junit file
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -26,4 +28,4 @@ def test_cases_are_counted_by_operation_and_outcome(tmp_path: Path) -> None:
     (tmp_path / "results.xml").write_text(RESULTS, encoding="utf-8")
     rows = count(tmp_path / "results.xml")
     assert rows == {"conv": Row(formula=1, failed=1), "add": Row(inferred=1)}
-    assert "| `conv` | convolution | 1 (1 failed) | – |" in render(rows, ["classify"])
+    assert "| `conv` | convolution | 1 (1 failed) | - |" in render(rows, ["classify"])

@@ -67,8 +67,8 @@ def render(rows: dict[str, Row], unknown: Iterable[str]) -> str:
         "",
         "Made by `scripts/mil-table` from a test run; do not edit.",
         "",
-        f"{len(names)} operations, {cases} cases passed, {failed} failed. *Formula* counts cases against an independent formula in",
-        "numpy, scipy or torch; *inferred* those against what coremltools computes itself when every input is a constant.",
+        f"{len(names)} operations, {cases} cases passed, {failed} failed. *Formula* counts cases against an",
+        "independent formula in numpy, scipy or torch; *inferred* those against what coremltools computes itself when every input is a constant.",
         "float16 values are rounded after every operation and computed in float32 within one.",
         "",
         "| operation | family | formula | inferred |",
@@ -77,7 +77,7 @@ def render(rows: dict[str, Row], unknown: Iterable[str]) -> str:
     for name in names:
         row = rows.get(name, Row())
         told = "" if not row.failed else f" ({row.failed} failed)"
-        lines.append(f"| `{name}` | {families[name]} | {row.formula or '–'}{told} | {row.inferred or '–'} |")
+        lines.append(f"| `{name}` | {families[name]} | {row.formula or '-'}{told} | {row.inferred or '-'} |")
     listed = ", ".join(f"`{name}`" for name in unknown)
     lines += ["", f"Refused by name when a model is loaded: {listed}, and layers of an app's own (`custom_layer`).", ""]
     return "\n".join(lines)
