@@ -1,6 +1,6 @@
 """Canonical bytes: one JSON text and one zip for one content, so that a digest names it.
 
-`encode_json` sorts keys and adds nothing; equal values give equal bytes. `ZipLayout` computes every byte of a stored zip that
+`encode_json` sorts keys and adds nothing; equal values give equal bytes. The zip functions compute every byte of a stored zip that
 is not content, so that a reader can demand the canonical packing without parsing anything hostile.
 """
 
@@ -24,8 +24,29 @@ _UTF8: Final = 0x800
 
 
 def encode_json(value: object) -> bytes:
-    """Canonical JSON of a msgspec-encodable value: sorted keys, no white space, UTF-8, shortest round-trip floats."""
-    return msgspec.json.encode(value, order="sorted")
+    """Canonical JSON of a msgspec-encodable value: sorted keys, no white space, UTF-8, shortest round-trip floats.
+
+    A field equal to its default is left out where its struct says so (`omit_defaults`), so that a later version may add fields.
+    """
+    return msgspec.json.encode(_plain(value), order="sorted")
+
+
+def _plain(value: object) -> object:
+    """Dictionaries and lists. msgspec itself leaves defaults out by identity, which equal values need not share."""
+    if isinstance(value, msgspec.Struct):
+        omit = value.__struct_config__.omit_defaults
+        fields = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+        return {field.encode_name: _plain(held) for field, held in fields if not (omit and _is_default(field, held))}
+    if isinstance(value, dict):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(held) for held in value]
+    return value
+
+
+def _is_default(field: msgspec.structs.FieldInfo, held: object) -> bool:
+    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return type(held) is type(default) and held == default
 
 
 def sha256_hex(data: bytes | memoryview) -> str:

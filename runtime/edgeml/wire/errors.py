@@ -15,6 +15,9 @@
         ├── MissingExtraError           an optional dependency that is not installed
         ├── WorkerError                 a converter process that died or ran out of time or memory
         ├── EngineError                 an engine that refused or failed
+        │   ├── EngineDownError             its process died; it is started again
+        │   │   └── EngineHungError         it gave no answer and was ended
+        │   └── DeadlineError               no answer within the time the caller gave
         ├── UpdateError                 an update that could not be installed; the old version still runs
         ├── LinkError                   broker or service unreachable
         └── ServiceError                a request the service refused
@@ -126,7 +129,27 @@ class WorkerError(EnvironmentProblem):
 
 
 class EngineError(EnvironmentProblem):
-    """An inference engine refused a model or failed in a call."""
+    """An inference engine refused a model or failed in a call. `code` is the stable word that telemetry carries."""
+
+    code: ClassVar[str] = "engine"
+
+
+class EngineDownError(EngineError):
+    """The process of an isolated engine died, or is not up again yet; the application is unharmed."""
+
+    code = "engine_crash"
+
+
+class EngineHungError(EngineDownError):
+    """An isolated engine gave no answer for so long that its process was ended."""
+
+    code = "engine_hang"
+
+
+class DeadlineError(EngineError):
+    """No answer within the time the caller gave; the engine may still be at it."""
+
+    code = "deadline"
 
 
 class UpdateError(EnvironmentProblem):

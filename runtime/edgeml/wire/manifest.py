@@ -6,6 +6,8 @@ from run to run: times, latencies, host names and paths stand in the report besi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -17,6 +19,7 @@ from edgeml.wire.sketches import Histogram
 SCHEMA: Final = 1
 MANIFEST_LIMIT_BYTES: Final = 8 * 1024 * 1024
 BATCH: Final = "batch"  # the name of the axis that samples are stacked on
+_LARGEST: Final = 1e6  # no share of elements strays so much more than independent ones
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z.-]{1,32})?$")]
@@ -221,13 +224,56 @@ class PostProcessing(_Record, frozen=True):
     defer_below: float | None = None
 
 
+class Null(_Record, frozen=True):
+    """How far a histogram strays from the reference by chance alone: what calibrates one drift test for any number of calls.
+
+    Over c calls that follow the reference, PSI is near (1/c + 1/n) * sum(w * x), with x independent chi-square variables of one
+    degree of freedom and `weights` w, each taken `repeats` times: 1 for independent counts, more where the elements of one
+    call go together. At few calls the true quantiles lie above that: `psi` and `js` say by which factor, at `at` calls.
+    """
+
+    n: Count  # samples behind the reference counts
+    weights: tuple[float, ...]
+    repeats: tuple[Count, ...]
+    at: tuple[Count, ...] = ()
+    psi: tuple[float, ...] = ()
+    js: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights or len(self.weights) != len(self.repeats) or self.n < 1:
+            raise ValueError("a calibration needs samples, and a repeat for every weight")
+        if not all(0 < weight < _LARGEST for weight in self.weights) or not all(self.repeats):
+            raise ValueError("weights and repeats are above 0")
+        if not len(self.at) == len(self.psi) == len(self.js) or any(a >= b for a, b in pairwise(self.at)):
+            raise ValueError("a calibration table needs growing numbers of calls, and two factors for each")
+
+
 class Reference(_Record, frozen=True):
-    """How the source behaved on `n` evaluation samples; devices and fleet count with the same edges."""
+    """How the source behaved on `n` evaluation samples; devices and fleet count with the same edges.
+
+    `strides` says that only every so-manieth element of an input is counted, `ranges` what the smallest and largest element was.
+    `nulls` calibrates drift tests by stream: "confidence", "classes", "input:<name>". `edges_id` names all edges; histograms of
+    two versions with the same id add.
+    """
 
     n: Count
     confidence: Histogram | None = None
     classes: tuple[int, ...] = ()
     inputs: dict[str, Histogram] = {}
+    strides: dict[str, Annotated[int, msgspec.Meta(ge=1)]] = {}
+    ranges: dict[str, tuple[float, float]] = {}
+    nulls: dict[str, Null] = {}
+    edges_id: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        if self.edges_id is not None and self.edges_id != edges_id(self.confidence, self.inputs, self.strides):
+            raise ValueError("edges_id is not the id of these edges")
+
+
+def edges_id(confidence: Histogram | None, inputs: Mapping[str, Histogram], strides: Mapping[str, int]) -> str:
+    """Names the bins: the sha256 of all edges and strides."""
+    edges = {name: histogram.edges for name, histogram in inputs.items()}
+    return sha256_hex(encode_json([confidence.edges if confidence else None, edges, dict(strides)]))
 
 
 class Manifest(_Record, frozen=True):
