@@ -1,7 +1,7 @@
 """Canonical bytes: one JSON text and one zip for one content, so that a digest names it.
 
-`encode_json` sorts keys and adds nothing; equal values give equal bytes. The zip functions compute every byte of a stored zip that
-is not content, so that a reader can demand the canonical packing without parsing anything hostile.
+`encode_json` sorts keys and adds nothing; equal values give equal bytes. The zip functions compute every byte of a stored zip
+that is not content, so that a reader can demand the canonical packing without parsing anything hostile.
 """
 
 from __future__ import annotations
