@@ -319,11 +319,12 @@ def _left_out(world: World, state: RolloutState) -> str | None:
     ended = {"rolled_back", "aborted", "done"}
     if any(other.phase not in ended for other in world.ledger.states.values()):
         return None  # the other one's devices are its own
+    aborted = {s.spec.id for s in world.ledger.states.values() if s.phase == "aborted"}  # hands out nothing, takes nothing back
     for name, kept in world.ledger.kept.items():
         told, wanted = (state.spec.id, name) in world.ledger.told, kept.device.target
         if not told and state.spec.manifest_sha256 not in kept.device.failed:
             return f"{name} was never told of {state.spec.id}, which is done"
-        if told and (wanted is None or wanted.rollout != state.spec.id):
+        if told and (wanted is None or wanted.rollout not in {state.spec.id, *aborted}):
             return f"{name} was told of {state.spec.id}, which is done, and is wanted {wanted}"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from benchmarks._memory import Kept, MemoryLedger, target
@@ -319,6 +320,59 @@ def test_a_newer_rollout_keeps_its_devices_while_the_finished_one_looks_after_th
     fleet.tick()
     assert (fleet.wanting("1.3.0"), fleet.ledger.raised) == (told, raised)
     assert told
+
+
+def finish_second_rollout(fleet: Fleet) -> None:
+    """1.2.0 by r1, then 1.3.0 by r2, both to the end."""
+    fleet.start(gate=GateSpec(limit=0.5))
+    assert run_to_end(fleet).phase == "done"
+    fleet.tick()
+    newer = facts("1.3.0")
+    fleet.ledger.versions["kws", "1.3.0"] = newer
+    fleet.ledger.save(apply(RolloutState(replace_spec(fleet.state.spec, newer)), "start", "ann", fleet.now))
+    while fleet.ledger.states["r2"].phase == "running":
+        fleet.install()
+        fleet.answer()
+        fleet.tick()
+    assert fleet.ledger.states["r2"].phase == "done"
+    fleet.tick()
+    fleet.install()
+
+
+def test_going_back_skips_a_version_that_was_itself_taken_back() -> None:
+    fleet = Fleet(100)
+    finish_second_rollout(fleet)
+    fleet.command("rollback")  # of r1, though every device runs r2's version by now
+    fleet.ledger.save(apply(fleet.ledger.states["r2"], "rollback", "ann", fleet.now))
+    for _ in range(4):
+        fleet.tick()
+        fleet.install()
+    assert fleet.wanting(OLD.version) == set(fleet.ledger.kept)
+    assert {state.phase for state in fleet.ledger.states.values()} == {"rolled_back"}
+
+
+def test_rolling_back_an_older_rollout_leaves_a_newer_ones_devices_alone() -> None:
+    fleet = Fleet(100)
+    finish_second_rollout(fleet)
+    raised = fleet.ledger.raised
+    fleet.ledger.save(msgspec.structs.replace(fleet.state, phase="rolling_back"))
+    fleet.tick()
+    assert (len(fleet.wanting("1.3.0")), fleet.ledger.raised) == (100, raised)
+    assert fleet.tick().phase == "rolled_back"
+
+
+def test_two_rollouts_in_one_tick_see_what_the_other_told() -> None:
+    fleet = Fleet(100)
+    fleet.start(gate=GateSpec(limit=0.5))
+    assert run_to_end(fleet).phase == "done"
+    fleet.tick()
+    newer = facts("1.3.0")
+    fleet.ledger.versions["kws", "1.3.0"] = newer
+    spec = msgspec.structs.replace(replace_spec(fleet.state.spec, newer), waves=(Wave(1.0),), hold_back=0.0)
+    fleet.ledger.save(apply(RolloutState(spec), "start", "ann", fleet.now))
+    fleet.ledger.kept["late"] = Kept(replace(fleet.ledger.kept["d0000"].device, id="late", target=None))
+    fleet.tick()
+    assert fleet.ledger.told["r2", "late"].previous == fleet.ledger.told["r2", "d0000"].previous
 
 
 def replace_spec(spec: RolloutSpec, newer: VersionFacts) -> RolloutSpec:

@@ -16,7 +16,7 @@ from typing import Final
 from edgeml.fleet.evidence import Evidence, Fleet, Reading, eligible, gather
 from edgeml.fleet.gates import go_on_gate, log_evidence, stop_gate
 from edgeml.fleet.ledger import Assignment, Device, Event, Ledger, Order, Outcome, TelemetrySum, VersionFacts
-from edgeml.fleet.rollout import Action, Note, Offer, RolloutState, Seen, TakeBack, Verdict, step
+from edgeml.fleet.rollout import Note, Offer, RolloutState, Seen, TakeBack, Verdict, step
 from edgeml.fleet.waves import due, stratum
 from edgeml.wire.messages import Target
 
@@ -48,8 +48,19 @@ class Controller:
         """Take every rollout one step; gives how many devices were told something new."""
         rollouts = self._ledger.rollouts()
         live = frozenset(r.spec.id for r in rollouts if r.phase != "done")
-        devices = {model: self._ledger.devices(model) for model in {r.spec.model for r in rollouts if r.phase != "draft"}}
-        return sum(self._drive(r, devices[r.spec.model], live, now) for r in rollouts if r.phase != "draft")
+        devices: dict[str, Sequence[Device]] = {}
+        told = 0
+        for state in rollouts:
+            if state.phase == "draft":
+                continue
+            model = state.spec.model
+            if model not in devices:
+                devices[model] = self._ledger.devices(model)
+            changed = self._drive(state, devices[model], live, now)
+            if changed:
+                del devices[model]  # the next rollout of this model must see what this one has told
+            told += changed
+        return told
 
     def _drive(self, state: RolloutState, devices: Sequence[Device], live: frozenset[str], now: float) -> int:
         sight = _look(self._ledger, state, devices)
@@ -57,15 +68,20 @@ class Controller:
         after, actions = step(state, seen, now)
         if after != state:
             self._ledger.save(after)
+        orders: list[Order] = []
         for action in actions:
-            if isinstance(action, Note):
-                self._ledger.append(Event(now, after.spec.id, action.kind, action.text))
-        orders = [order for action in actions for order in _orders(after, action, sight, live, now)]
+            match action:
+                case Note():
+                    self._ledger.append(Event(now, after.spec.id, action.kind, action.text))
+                case Offer():
+                    orders += _offers(after, action, sight, live, now)
+                case TakeBack():
+                    orders += _take_back(self._ledger, after, sight, now)
         return self._ledger.tell(orders) if orders else 0
 
     def _see(self, state: RolloutState, sight: _Sight, now: float) -> Seen:
         if state.phase == "rolling_back":
-            return Seen(to_take_back=len(_mine(state, sight)), away=_away(state, sight))
+            return Seen(to_take_back=len(_mine(state, sight)) + len(_others(state, sight)), away=_away(state, sight))
         if state.phase not in _JUDGED:
             return Seen()
         if sight.version is None:
@@ -115,16 +131,6 @@ def _evidence(ledger: Ledger, state: RolloutState, sight: _Sight, now: float) ->
     return gather(state, reading, now)
 
 
-def _orders(state: RolloutState, action: Action, sight: _Sight, live: frozenset[str], now: float) -> list[Order]:
-    match action:
-        case Offer():
-            return _offers(state, action, sight, live, now)
-        case TakeBack():
-            return [_take_back(state, device, sight.told[device.id], now) for device in _mine(state, sight)]
-        case Note():
-            return []
-
-
 def _offers(state: RolloutState, offer: Offer, sight: _Sight, live: frozenset[str], now: float) -> list[Order]:
     if sight.version is None:
         return []
@@ -157,17 +163,46 @@ def _running(state: RolloutState, device: Device) -> Target | None:
     )  # fmt: skip
 
 
-def _take_back(state: RolloutState, device: Device, assignment: Assignment, now: float) -> Order:
-    return Order(
-        device=device.id, target=assignment.previous or Target(model=state.spec.model), rollout=state.spec.id,
-        wave=assignment.wave, kind="take_back", at=now,
-    )  # fmt: skip
+def _take_back(ledger: Ledger, state: RolloutState, sight: _Sight, now: float) -> list[Order]:
+    """Send this rollout's devices back, and strike out those that a later one has: it must not return them to this version."""
+    spec, known = state.spec, {state.spec.id: sight.told}
+
+    def order(device: Device, target: Target) -> Order:
+        return Order(device.id, target, spec.id, sight.told[device.id].wave, "take_back", now)
+
+    back = [order(device, _way_back(ledger, device.id, spec.id, known) or Target(spec.model)) for device in _mine(state, sight)]
+    return back + [order(device, device.target) for device in _others(state, sight) if device.target is not None]
+
+
+def _way_back(ledger: Ledger, device: str, rollout: str, known: dict[str, Mapping[str, Assignment]]) -> Target | None:
+    """What a device ran before this rollout, and before every one before it that was itself taken back.
+
+    `known` keeps the assignments of rollouts that were read.
+    """
+    previous = known[rollout][device].previous
+    passed = {rollout}
+    while previous is not None and previous.rollout is not None and previous.rollout not in passed:
+        name = previous.rollout
+        passed.add(name)
+        if name not in known:
+            known[name] = {a.device: a for a in ledger.assignments(name)}
+        earlier = known[name].get(device)
+        if earlier is None or earlier.taken_back_at is None:
+            break
+        previous = earlier.previous
+    return previous
 
 
 def _mine(state: RolloutState, sight: _Sight) -> list[Device]:
-    """Devices that were told by this rollout, and not by a later one."""
+    """Devices that this rollout told, and no later one."""
     told = (sight.devices[name] for name in sight.told if name in sight.devices)
     return [device for device in told if device.target is not None and device.target.rollout == state.spec.id]
+
+
+def _others(state: RolloutState, sight: _Sight) -> list[Device]:
+    """Devices that this rollout told, that a later one has now, and that are not struck out yet."""
+    told = (sight.devices[a.device] for a in sight.told.values() if a.taken_back_at is None and a.device in sight.devices)
+    return [device for device in told if device.target is not None and device.target.rollout != state.spec.id]
 
 
 def _away(state: RolloutState, sight: _Sight) -> int:
