@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgeml.exporter.reference import confidence_edges, make_reference
+from edgeml.exporter.reference import confidence_edges, make_reference, stride_of
 from edgeml.exporter.samples import make_samples
 from edgeml.runtime.backends import Array
 from edgeml.wire.manifest import PostProcessing
@@ -88,10 +88,27 @@ def test_inputs_have_10_to_20_bins_with_every_element_counted() -> None:
     assert reference.inputs["x"] == Histogram.of(values.astype(np.float64).ravel().tolist(), reference.inputs["x"].edges)
 
 
-def test_large_inputs_are_thinned_by_whole_samples() -> None:
+def test_of_a_large_input_every_stride_th_element_counts() -> None:
     values = GENERATOR.integers(0, 256, (50, 100_000), np.uint8)
     reference = make_reference(make_samples({"x": values}), {"y": values[:, :1]}, None)
-    assert reference.inputs["x"].total == 1_000_000
+    assert reference.strides == {"x": 391}  # 100,000 / 256, rounded up
+    expected = Histogram.of(values[:, ::391].ravel().tolist(), reference.inputs["x"].edges)
+    assert reference.inputs["x"] == expected
+    assert reference.ranges == {"x": (0.0, 255.0)}
+
+
+@pytest.mark.parametrize("shape", [(96, 96, 3), (64, 64), (1000,), (49, 10, 1), (16_000,)])
+def test_counted_elements_meet_every_place_of_every_axis(shape: tuple[int, ...]) -> None:
+    elements = int(np.prod(shape))
+    stride = stride_of(elements)
+    met = np.unravel_index(np.arange(0, elements, stride), shape)
+    assert len(met[0]) <= 256
+    for axis, places in zip(shape, met, strict=True):
+        assert len(np.unique(places)) >= min(axis, 64)
+
+
+def test_a_short_input_is_counted_whole() -> None:
+    assert (stride_of(1), stride_of(64), stride_of(256)) == (1, 1, 1)
 
 
 def test_an_input_that_never_varies_has_no_histogram() -> None:

@@ -17,8 +17,10 @@ import numpy as np
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
+from edgeml.exporter.parity.answers import post_processing
 from edgeml.exporter.parity.metrics import max_abs
 from edgeml.exporter.quantize.result import Quantized
+from edgeml.exporter.reference import answer_counts
 from edgeml.exporter.samples import Samples, make_samples
 from edgeml.exporter.source.model import names, read_arrays
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
@@ -112,9 +114,16 @@ def judge(
     golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, half=precision == "fp16")
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
-    return msgspec.to_builtins(
-        Judged(msgspec.structs.replace(artifact, task=task, golden=golden), task.status, engine, latency)
-    )
+    confidence, classes = _own_counts(asked, reference, got)
+    artifact = msgspec.structs.replace(artifact, task=task, golden=golden, confidence=confidence, classes=classes)
+    return msgspec.to_builtins(Judged(artifact, task.status, engine, latency))
+
+
+def _own_counts(
+    trial: Trial, reference: Mapping[str, Array], got: Mapping[str, Array]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    post = post_processing(reference, trial.task, defer=False)
+    return ((), ()) if post is None else answer_counts(post, reference, got)
 
 
 def quantize(

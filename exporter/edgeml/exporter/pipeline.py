@@ -251,7 +251,7 @@ class _Run:
             post=subject.post,
             calibration=data.calibration.describe(data.evaluation) if data.calibration else None,
             evaluation=data.evaluation.describe(data.calibration) if data.evaluation else None,
-            reference=make_reference(data.judging, subject.outputs, subject.post),
+            reference=make_reference(data.judging, subject.outputs, subject.post, seed=self.plan.seed),
             metadata=model.metadata,
         )
 

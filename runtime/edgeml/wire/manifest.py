@@ -181,7 +181,11 @@ class Requirement(_Record, frozen=True):
 
 
 class Artifact(_Record, frozen=True):
-    """One model file in one format and precision. `precision_found` is read from its tensors, not from the request."""
+    """One model file in one format and precision. `precision_found` is read from its tensors, not from the request.
+
+    `confidence` and `classes` are counts as in `Reference`, of this artifact's own answers to the same samples: quantization
+    changes how sure a model is, and that is no drift.
+    """
 
     format: Format
     precision: Precision
@@ -196,6 +200,8 @@ class Artifact(_Record, frozen=True):
     golden: Golden | None = None
     ops: dict[str, int] = {}  # operator -> how often
     notes: tuple[str, ...] = ()
+    confidence: tuple[Count, ...] = ()
+    classes: tuple[Count, ...] = ()
 
 
 class SourceFile(_Record, frozen=True):
@@ -251,7 +257,7 @@ class Null(_Record, frozen=True):
 class Reference(_Record, frozen=True):
     """How the source behaved on `n` evaluation samples; devices and fleet count with the same edges.
 
-    `strides` says that only every so-manieth element of an input is counted, `ranges` what the smallest and largest element was.
+    `strides` says that only every stride-th element of an input is counted, `ranges` what the smallest and largest element was.
     `nulls` calibrates drift tests by stream: "confidence", "classes", "input:<name>". `edges_id` names all edges; histograms of
     two versions with the same id add.
     """

@@ -12,7 +12,7 @@ import msgspec
 
 from edgeml.wire.errors import LinkError
 from edgeml.wire.manifest import Name, Sha256, Version
-from edgeml.wire.sketches import Histogram, LatencySketch
+from edgeml.wire.sketches import Histogram, InputSketch, LatencySketch
 
 PROTOCOL: Final = "edgeml/v1"
 MESSAGE_LIMIT_BYTES: Final = 64 * 1024  # a window is about 1 kB; anything near this is not ours
@@ -90,6 +90,18 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     slots: tuple[Slot, ...] = ()
 
 
+class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The newest comparison of one stream (an input, the confidence, the classes) with the reference, over `calls` calls.
+
+    `alarm` stands until the stream is back near the reference; small values of `psi` without it are chance.
+    """
+
+    calls: int
+    psi: float  # population stability index
+    js: float  # Jensen-Shannon divergence, nats
+    alarm: bool = False
+
+
 class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One window of one model version on one device; everything in it adds."""
 
@@ -110,6 +122,9 @@ class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     rss_bytes: int | None = None
     cpu_celsius: float | None = None
     throttled: int | None = None
+    edges_id: Sha256 | None = None  # of the bins that `inputs` were counted with
+    inputs: dict[str, InputSketch] = {}
+    drift: dict[str, Drift] = {}  # by stream, where it was compared in this window or stands in alarm
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

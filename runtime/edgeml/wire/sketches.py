@@ -50,6 +50,35 @@ class Histogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(tuple(edges), tuple(counts))
 
 
+class InputSketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one input of a model was fed: counts by the reference's bins, and what was wrong with the values.
+
+    `outside` counts elements beyond the reference's range (they are in the outer bins too), `nan` those that are no number (in
+    no bin), `constant` calls whose elements were all the same (for an input of one element: the same as in the call before).
+    """
+
+    calls: int
+    counts: tuple[int, ...]
+    nan: int = 0
+    outside: int = 0
+    constant: int = 0
+
+    @property
+    def elements(self) -> int:
+        return sum(self.counts) + self.nan
+
+    def __add__(self, other: InputSketch) -> InputSketch:
+        if len(self.counts) != len(other.counts):
+            raise ValueError("sketches with different bins do not add")
+        return InputSketch(
+            calls=self.calls + other.calls,
+            counts=tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+            nan=self.nan + other.nan,
+            outside=self.outside + other.outside,
+            constant=self.constant + other.constant,
+        )
+
+
 class LatencySketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Counts by bucket index i, holding seconds in (gamma^(i-1), gamma^i]; 1 % relative error."""
 
