@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeml.exporter.mil import open_mil, pack_mlpackage
+from edgeml.exporter.mil import pack_mlpackage
+from edgeml.exporter.mil.backend import open_mil
 from edgeml.runtime.backends import Array, EngineOptions
 
 Build = Callable[..., Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeml.exporter.mil import open_mil
+from edgeml.exporter.mil.backend import open_mil
 from edgeml.exporter.worker import Worker
 from edgeml.runtime.backends import Array, EngineOptions
 

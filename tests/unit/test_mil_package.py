@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeml.exporter.mil import open_mil, pack_mlpackage, unpack_mlpackage
+from edgeml.exporter.mil import pack_mlpackage, unpack_mlpackage
+from edgeml.exporter.mil.backend import open_mil
 from edgeml.exporter.mil.package import MANIFEST, MODEL, WEIGHTS, pack_files, unpack_files
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import EngineOptions

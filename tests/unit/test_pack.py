@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edgeml.exporter.golden import golden_inputs
-from edgeml.exporter.pack import archive, pack, unarchive
+from edgeml.exporter.pack import pack
 from edgeml.exporter.samples import make_samples
 from edgeml.runtime.bundle import open_bundle
 from edgeml.wire.canonical import sha256_hex
-from edgeml.wire.errors import BundleError, ModelError
+from edgeml.wire.errors import BundleError
 from edgeml.wire.manifest import SCHEMA, Artifact, Binding, Manifest, Parity, Requirement, Signature, SourceFile, TensorSpec
 
 MODEL = b"a model file"
@@ -49,10 +49,3 @@ def test_a_missing_blob_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="missing"):
         pack(manifest(), {sha256_hex(MODEL): MODEL}, tmp_path / "toy.edgeml")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_only_a_core_ml_package_is_archived() -> None:
-    with pytest.raises(ModelError):
-        archive({"model.onnx": b""})
-    with pytest.raises(ModelError):
-        unarchive(b"not an archive")

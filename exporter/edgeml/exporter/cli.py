@@ -1,4 +1,4 @@
-"""`edgeml export`: one command, one verdict."""
+"""`edgeml export`: one command, one verdict. What runs the export is imported once the options are known to be good."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from edgeml.exporter.pipeline import Exported, export
 from edgeml.exporter.plan import ExportPlan, make_plan
-from edgeml.exporter.progress import Lines, Silent, Table
-from edgeml.exporter.report.structs import to_json
-from edgeml.exporter.report.terminal import print_report
+
+if TYPE_CHECKING:
+    from edgeml.exporter.pipeline import Exported
 
 export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,14 +46,16 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     )  # fmt: skip
     exported = _export(plan, json=json)
     if json:
-        sys.stdout.buffer.write(to_json(exported.report))
-        sys.stdout.flush()
+        _print_json(exported)
     else:
-        _print_end(exported, Console())
+        _print_end(exported)
     raise typer.Exit(exported.exit_code)
 
 
 def _export(plan: ExportPlan, *, json: bool) -> Exported:
+    from edgeml.exporter.pipeline import export
+    from edgeml.exporter.progress import Lines, Silent, Table
+
     command = shlex.join(["edgeml", "export", *sys.argv[2:]])
     if json:
         return export(plan, Silent(), command=command)
@@ -65,8 +65,20 @@ def _export(plan: ExportPlan, *, json: bool) -> Exported:
     return export(plan, Lines(), command=command)
 
 
-def _print_end(exported: Exported, console: Console) -> None:
+def _print_json(exported: Exported) -> None:
+    from edgeml.exporter.report.structs import to_json
+
+    sys.stdout.buffer.write(to_json(exported.report))
+    sys.stdout.flush()
+
+
+def _print_end(exported: Exported) -> None:
     """The verdict, and where everything is."""
+    from rich.console import Console
+
+    from edgeml.exporter.report.terminal import print_report
+
+    console = Console()
     console.print()
     print_report(exported.report, console)
     html = next((path for path in exported.reports if path.suffix == ".html"), None)

@@ -1,11 +1,10 @@
-"""Manifest and blobs -> bundle; a model of several files -> one blob."""
+"""Manifest and blobs -> bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeml.exporter.mil.package import pack_files, unpack_files
 from edgeml.runtime.packing import write_bundle
 from edgeml.wire.manifest import Manifest
 
@@ -24,21 +23,3 @@ def pack(manifest: Manifest, blobs: Mapping[str, bytes], path: Path) -> str:
     """
     promised = manifest.blobs()
     return write_bundle(manifest, {digest: data for digest, data in blobs.items() if digest in promised}, path)
-
-
-def archive(files: Mapping[str, bytes]) -> bytes:
-    """The files of an `.mlpackage` as one blob, the same bytes for the same conversion.
-
-    Raises:
-        ModelError: they are not such a package.
-    """
-    return pack_files(files)
-
-
-def unarchive(data: bytes) -> dict[str, bytes]:
-    """The files of an `.mlpackage` from its blob.
-
-    Raises:
-        ModelError: not the canonical packing of one.
-    """
-    return unpack_files(data)

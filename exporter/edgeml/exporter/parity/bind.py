@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from edgeml.runtime.backends import Array, Backend, RawTensor
 from edgeml.wire.errors import ParityError
@@ -239,6 +238,8 @@ def _match_outputs(
     assignment: tuple[_Option, ...], options: Sequence[list[_Option]], got: Sequence[Array], truth: Mapping[str, Array]
 ) -> _Fit | None:
     """The one-to-one choice of outputs with the least total error (Hungarian method); `None` if there is none."""
+    from scipy.optimize import linear_sum_assignment  # takes a second to import
+
     errors = np.full((len(options), len(got)), np.inf)
     ways: dict[tuple[int, int], _Option] = {}
     for row, candidates in enumerate(options):

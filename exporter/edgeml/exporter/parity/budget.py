@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-from scipy.optimize import brentq
 
 from edgeml.exporter.parity.compare import UNMEASURED, Outputs, TaskKind
 from edgeml.exporter.parity.metrics import Floats, agrees, class_output, class_scores, is_right, threshold
@@ -106,6 +105,7 @@ def drop_upper(lost: float, won: float, count: float, z: float = Z95) -> float:
     paired-sample design", Statistics in Medicine 17, 1998, 891-908). With `won` = 0 it is Wilson's bound of lost / n; with no
     disagreement at all it is z^2 / (n + z^2), not 0.
     """
+    from scipy.optimize import brentq  # takes a second to import
 
     def distance(drop: float) -> float:
         a, b, c = 2 * count, -lost - won + (2 * count - lost + won) * drop, -won * drop * (1 - drop)
