@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from edgeml.runtime.agent import Agent
-from edgeml.runtime.trial import Choice, try_bundle
+from edgeml.runtime.setup import Setup
+from edgeml.runtime.trial import try_bundle
 from edgeml.wire.errors import BundleError, ConfigError, EngineError, InputError, SelfTestError, WorkerError
 from edgeml.wire.messages import Target
 from tests.system.standin import TOKEN, Service
@@ -237,17 +238,17 @@ def test_an_engine_that_dies_in_the_trial_is_an_error(tmp_path: Path, monkeypatc
     dies.write_text("import os, sys\nif 'edgeml.runtime.trial' in ' '.join(sys.orig_argv): os.kill(os.getpid(), 11)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(WorkerError, match="SIGSEGV"):
-        try_bundle(make_bundle(tmp_path), Choice(), timeout_s=30.0)
+        try_bundle(make_bundle(tmp_path), Setup(), timeout_s=30.0)
 
 
 def test_the_trial_passes_on_what_the_child_met(tmp_path: Path) -> None:
     with pytest.raises(SelfTestError, match="golden sample 0"):
-        try_bundle(make_bundle(tmp_path, golden_error=0.1), Choice(), timeout_s=60.0)
+        try_bundle(make_bundle(tmp_path, golden_error=0.1), Setup(), timeout_s=60.0)
 
 
 def test_a_trial_that_never_ends_is_ended(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="did not end"):
-        try_bundle(make_bundle(tmp_path), Choice(), timeout_s=0.01)
+        try_bundle(make_bundle(tmp_path), Setup(), timeout_s=0.01)
 
 
 def test_the_command_line_runs_and_stops_on_sigterm(service: Service, targets: dict[str, Target], tmp_path: Path) -> None:

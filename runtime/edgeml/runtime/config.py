@@ -29,6 +29,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edgeml.runtime.backends import EngineOptions
+from edgeml.runtime.setup import Setup
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.manifest import Format, Name, Precision
 
@@ -100,7 +102,16 @@ class ModelTable(_Table, frozen=True):
     format: Format | None = None
     precision: Precision | None = None
     threads: Count = 1
+    cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # cores for the engine's threads; empty: all
+    isolated: bool = False  # the engine in a process of its own
+    deadline_ms: Seconds | None = None  # for each call on the device; None: no limit
     trial_s: Seconds = 120.0  # for the self-test of a new version
+
+    @property
+    def setup(self) -> Setup:
+        deadline_s = None if self.deadline_ms is None else self.deadline_ms / 1000
+        engine = EngineOptions(self.threads, cpus=self.cpus)
+        return Setup(self.format, self.precision, engine, self.isolated, deadline_s)
 
 
 class FallbackTable(_Table, frozen=True):

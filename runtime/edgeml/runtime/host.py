@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeml.runtime.backends import Array
+from edgeml.runtime.backends import Array, opener
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import this_board
 from edgeml.runtime.cloud import CloudClient
@@ -22,9 +22,9 @@ from edgeml.runtime.fallback import Policy
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
-from edgeml.runtime.model import Model, Result, load
+from edgeml.runtime.model import Engines, Model, Result, load_as
 from edgeml.runtime.telemetry import Window
-from edgeml.runtime.trial import Choice, try_bundle
+from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
 from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
 from edgeml.wire.messages import State, Telemetry
@@ -104,8 +104,9 @@ class Host:
         notes: model -> a problem that stops nothing, for people to see.
     """
 
-    def __init__(self, config: AgentConfig, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: AgentConfig, *, now: Callable[[], float] = time.time, engines: Engines = opener) -> None:
         self._config = config
+        self._engines = engines
         self._now = now
         self._serving: dict[str, Serving] = {}
         self._prepared: dict[str, Serving] = {}
@@ -144,9 +145,10 @@ class Host:
 
     def prepare(self, model: str, digest: str, path: Path) -> None:
         table = self._table(model)
-        try_bundle(path, Choice(table.format, table.precision, table.threads), timeout_s=table.trial_s)
+        if not table.isolated:  # an isolated engine is tried where it will run
+            try_bundle(path, table.setup, timeout_s=table.trial_s)
         self._forget_prepared(model)
-        prepared = self._load(model, path, self_test=False)  # the child has just done it
+        prepared = self._load(model, path, self_test=table.isolated)
         if prepared.model.digest != digest:
             prepared.retire()
             raise BundleError(f"bundle of {model}", expected=digest[:12], got=prepared.model.digest[:12])
@@ -244,8 +246,8 @@ class Host:
         return serving
 
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
-        table = self._table(model)
-        loaded = load(path, format=table.format, precision=table.precision, threads=table.threads, self_test=self_test)
+        with open_bundle(path) as bundle:
+            loaded = load_as(bundle, self._table(model).setup, self_test=self_test, engines=self._engines)
         return Serving(loaded, path, self._config.fallback, self._now())
 
     def _forget_prepared(self, model: str) -> None:

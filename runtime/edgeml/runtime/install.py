@@ -210,7 +210,7 @@ def code_of(error: EdgemlError) -> str:
         case WorkerError():
             return "crash"
         case EngineError():
-            return "engine"
+            return error.code
         case _:
             return "internal"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,15 +12,19 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
-from edgeml.runtime.backends import Array, EngineOptions
+from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.choose import choose, this_board
 from edgeml.runtime.golden import GoldenResult, sample_as
 from edgeml.runtime.golden import self_test as run_self_test
 from edgeml.runtime.session import Session, open_session
+from edgeml.runtime.setup import Setup
 from edgeml.wire.errors import EngineError
 from edgeml.wire.manifest import Artifact, Format, Manifest, PostProcessing, Precision, TensorSpec
 
+Engines = Callable[[Format], OpenBackend]  # such as `opener`
+
+DEFAULT_SETUP: Final = Setup()
 WARM_RUNS: Final = 2  # the first run allocates, the second shows that it is over
 
 
@@ -59,6 +63,7 @@ class Model:
         reason: str = "",
         golden: GoldenResult | None = None,
         warm_latency_s: float | None = None,
+        setup: Setup = DEFAULT_SETUP,
     ) -> None:
         self.manifest = manifest
         self.session = session
@@ -69,17 +74,19 @@ class Model:
         self.reason = reason
         self.golden = golden
         self.warm_latency_s = warm_latency_s
+        self.setup = setup
         self._reader = AnswerReader(manifest)
 
-    def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+    def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None, deadline_s: float | None = None) -> Result:
         """Answer on this device.
 
         Raises:
             InputError: the inputs do not fit the signature.
+            DeadlineError: no answer within `deadline_s`, or within the model's own deadline.
             EngineError: the engine failed, or gave values that are not finite.
         """
         started = time.perf_counter()
-        outputs = self.session.run(inputs)
+        outputs = self.session.run(inputs, deadline_s=self.setup.deadline_s if deadline_s is None else deadline_s)
         class_index, label, score = self._reader.read(outputs)
         latency_s = time.perf_counter() - started
         identifier = new_request_id() if request_id is None else request_id
@@ -105,9 +112,22 @@ def load(
     format: Format | None = None,  # noqa: A002 - the field's word
     precision: Precision | None = None,
     threads: int = 1,
+    cpus: Sequence[int] = (),
+    isolated: bool = False,
+    deadline_s: float | None = None,
     self_test: bool = True,
 ) -> Model:
     """Open a bundle, pick the best artifact for this board, run its golden vectors, warm it up.
+
+    Args:
+        path: the bundle.
+        format: of the artifact; `None` leaves it to the board.
+        precision: of the artifact; `None` leaves it to the board.
+        threads: that the engine computes with.
+        cpus: the cores that these threads may use; empty means all.
+        isolated: keep the engine in a process of its own: its crash is an error, closing it gives all memory back.
+        deadline_s: how long a call may take that says nothing else; `None` means that it may take its time.
+        self_test: run the golden vectors.
 
     Raises:
         BundleError: the bundle's bytes are not what its manifest promises.
@@ -115,8 +135,9 @@ def load(
         SelfTestError: the artifact does not compute here what it did at export.
         ModelError, EngineError: the engine refuses it.
     """
+    setup = Setup(format, precision, EngineOptions(threads, cpus=tuple(cpus)), isolated, deadline_s)
     with open_bundle(path) as bundle:
-        return load_open(bundle, format=format, precision=precision, threads=threads, self_test=self_test)
+        return load_as(bundle, setup, self_test=self_test)
 
 
 def load_open(
@@ -128,15 +149,25 @@ def load_open(
     self_test: bool = True,
 ) -> Model:
     """`load` from a bundle that is open already; it may be closed afterwards."""
-    choice = choose(bundle.manifest, this_board(), format=format, precision=precision)
-    session = open_session(bundle, choice.artifact, options=EngineOptions(threads=threads))
+    return load_as(bundle, Setup(format, precision, EngineOptions(threads)), self_test=self_test)
+
+
+def load_as(bundle: Bundle, setup: Setup, *, self_test: bool = True, engines: Engines = opener) -> Model:
+    """`load_open` with everything that can be set; `engines` gives the engine for a format."""
+    choice = choose(bundle.manifest, this_board(), format=setup.format, precision=setup.precision)
+    open_backend = engines(choice.artifact.format)
+    if setup.isolated:
+        from edgeml.runtime.isolated import isolate
+
+        open_backend = isolate(open_backend)
+    session = open_session(bundle, choice.artifact, options=setup.engine, open_backend=open_backend)
     try:
         golden = run_self_test(bundle, choice.artifact, session) if self_test else None
         warm_latency_s = _warm(bundle, session)
     except BaseException:
         session.close()
         raise
-    return Model(bundle.manifest, session, reason=choice.reason, golden=golden, warm_latency_s=warm_latency_s)
+    return Model(bundle.manifest, session, reason=choice.reason, golden=golden, warm_latency_s=warm_latency_s, setup=setup)
 
 
 class AnswerReader:

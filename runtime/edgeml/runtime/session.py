@@ -7,17 +7,20 @@ engine's own.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
-from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend, RawTensor, opener
+from edgeml.runtime.affinity import pinned
+from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend, PatientBackend, RawTensor, opener
 from edgeml.runtime.bundle import Bundle
 from edgeml.runtime.contract import label
+from edgeml.runtime.patience import Runner
 from edgeml.runtime.tensors import plan_input, plan_output, shape_text
-from edgeml.wire.errors import EngineError, InputError, ModelError
+from edgeml.wire.errors import DeadlineError, EngineError, InputError, ModelError
 from edgeml.wire.manifest import BATCH, Artifact, Binding, Manifest, Signature, TensorSpec
 
 DEFAULT_OPTIONS: Final = EngineOptions()
@@ -48,6 +51,8 @@ class Session:
         self.signature = signature
         self.backend = backend
         self._manifest, self._artifact = manifest, artifact
+        self._patient = backend if isinstance(backend, PatientBackend) else None
+        self._runner = Runner()
         self._lock = threading.Lock()
         self._open = True
         specs = {spec.name: spec for spec in signature.inputs}
@@ -75,7 +80,12 @@ class Session:
         assert self._artifact is not None, "this session wraps a bare backend"
         return self._artifact
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    @property
+    def batches(self) -> bool:
+        """Whether any number of samples can be run in one call: every input and output is batched, and the file allows it."""
+        return self._fixed_batch is None and self._stacks and all(plan.batched for plan in self._inputs)
+
+    def run(self, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> dict[str, Array]:
         """Run once; outputs by the signature's names, dtypes and layout.
 
         The batch axis of all batched inputs may be left out together; then the outputs come without it too. Where the model
@@ -83,13 +93,15 @@ class Session:
 
         Raises:
             InputError: a name, dtype or shape does not fit; says expected and got.
+            DeadlineError: no answer within `deadline_s` seconds, waiting for other calls included.
             EngineError: the engine failed, or the session is closed.
         """
+        until = None if deadline_s is None else time.monotonic() + deadline_s
         feeds, count, squeeze = self._check(inputs)
         if count is None or self._fixed_batch is None or count == self._fixed_batch:
-            outputs = self._call(feeds)
+            outputs = self._call(feeds, until)
         else:
-            outputs = self._one_by_one(feeds, count)
+            outputs = self._one_by_one(feeds, count, until)
         if squeeze:
             for output in self._outputs:
                 if output.batched:
@@ -109,6 +121,7 @@ class Session:
         with self._lock:
             if self._open:
                 self._open = False
+                self._runner.close()
                 self.backend.close()
 
     def __enter__(self) -> Self:
@@ -142,23 +155,43 @@ class Session:
             feeds.append(array)
         return feeds, axes.get(BATCH), bool(squeeze)
 
-    def _call(self, feeds: list[Array]) -> dict[str, Array]:
+    def _call(self, feeds: list[Array], until: float | None) -> dict[str, Array]:
         ready = [
             array if plan.convert is None else plan.convert(array) for plan, array in zip(self._inputs, feeds, strict=True)
         ]
-        with self._lock:
-            if not self._open:
-                raise EngineError("the session is closed", hint="load the model again")
-            raw = self.backend.run(ready)
+        if until is None:
+            with self._lock:
+                raw = self._require_open().run(ready)
+        else:
+            raw = self._call_until(ready, until)
         return {plan.name: plan.take(raw) for plan in self._outputs}
 
-    def _one_by_one(self, feeds: list[Array], count: int) -> dict[str, Array]:
+    def _call_until(self, ready: list[Array], until: float) -> list[Array]:
+        if not self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise DeadlineError("other calls kept the engine busy")
+        try:
+            backend = self._require_open()
+            if self._patient is not None:
+                raw = self._patient.run_until(ready, until)
+                self._lock.release()
+                return raw
+        except BaseException:
+            self._lock.release()
+            raise
+        return self._runner.run(lambda: backend.run(ready), until, self._lock.release)
+
+    def _require_open(self) -> Backend:
+        if not self._open:
+            raise EngineError("the session is closed", hint="load the model again")
+        return self.backend
+
+    def _one_by_one(self, feeds: list[Array], count: int, until: float | None) -> dict[str, Array]:
         if self._fixed_batch != 1 or not self._stacks:
             raise InputError(
                 "samples in one call", expected=str(self._fixed_batch), got=str(count), hint="this model file has a fixed batch"
             )
         parts = [
-            self._call([a[i : i + 1] if plan.batched else a for plan, a in zip(self._inputs, feeds, strict=True)])
+            self._call([a[i : i + 1] if plan.batched else a for plan, a in zip(self._inputs, feeds, strict=True)], until)
             for i in range(count)
         ]
         return {output.name: np.concatenate([part[output.name] for part in parts]) for output in self._outputs}
@@ -179,7 +212,8 @@ def open_session(
         ModelError, EngineError: the engine refuses it, or its tensors are not those the manifest binds.
     """
     load = opener(artifact.format) if open_backend is None else open_backend
-    backend = load(bundle.blob(artifact.sha256), options)
+    with pinned(options.cpus):
+        backend = load(bundle.blob(artifact.sha256), options)
     signature = bundle.manifest.signature
     try:
         return Session(signature, artifact.inputs, artifact.outputs, backend, manifest=bundle.manifest, artifact=artifact)

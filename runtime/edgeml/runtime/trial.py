@@ -1,13 +1,12 @@
 """Runs a new bundle's golden vectors in a child process, so that an engine that crashes or hangs is an error and not an outage.
 
-    python -m edgeml.runtime.trial BUNDLE '{"format": null, "precision": null, "threads": 1}'
+    python -m edgeml.runtime.trial BUNDLE '{"format": "onnx", …}'        (a `Setup`)
 
 prints nothing and exits 0, or prints one JSON line that names the error.
 """
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +14,14 @@ from typing import Final
 
 import msgspec
 
-from edgeml.runtime.model import load
+from edgeml.runtime.bundle import open_bundle
+from edgeml.runtime.isolated import ending
+from edgeml.runtime.model import load_as
+from edgeml.runtime.setup import Setup
 from edgeml.wire import errors
 from edgeml.wire.errors import EdgemlError, WorkerError
-from edgeml.wire.manifest import Format, Precision
 
 DIAGNOSIS_CHARACTERS: Final = 400  # of what a dying child wrote
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """Which artifact, and how to run it."""
-
-    format: Format | None = None
-    precision: Precision | None = None
-    threads: int = 1
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -36,13 +29,13 @@ class Verdict(msgspec.Struct, frozen=True):
     message: str
 
 
-def try_bundle(path: Path, choice: Choice, *, timeout_s: float) -> None:
+def try_bundle(path: Path, setup: Setup, *, timeout_s: float) -> None:
     """Load a bundle in a child and run its golden vectors.
 
     Raises:
         EdgemlError: what the child met, in its own class; WorkerError if the child died or took too long.
     """
-    command = [sys.executable, "-m", "edgeml.runtime.trial", str(path), msgspec.json.encode(choice).decode()]
+    command = [sys.executable, "-m", "edgeml.runtime.trial", str(path), msgspec.json.encode(setup).decode()]
     try:
         child = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
@@ -59,26 +52,18 @@ def _error_of(child: subprocess.CompletedProcess[bytes]) -> EdgemlError:
         verdict = msgspec.json.decode(child.stdout.splitlines()[-1], type=Verdict)
     except (IndexError, msgspec.MsgspecError, UnicodeDecodeError):
         wrote = child.stderr.decode(errors="replace").strip()[-DIAGNOSIS_CHARACTERS:]
-        return WorkerError(f"the self-test's process died ({_ending(child.returncode)}) {wrote}".strip())
+        return WorkerError(f"the self-test's process died ({ending(child.returncode)}) {wrote}".strip())
     kind = vars(errors).get(verdict.error)
     if isinstance(kind, type) and issubclass(kind, EdgemlError) and kind.__init__ is EdgemlError.__init__:
         return kind(verdict.message)
     return errors.UnsupportedError(verdict.message) if verdict.error == "MissingExtraError" else WorkerError(verdict.message)
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
 def main(arguments: list[str]) -> int:
-    choice = msgspec.json.decode(arguments[1], type=Choice)
+    setup = msgspec.json.decode(arguments[1], type=Setup)
     try:
-        load(arguments[0], format=choice.format, precision=choice.precision, threads=choice.threads).close()
+        with open_bundle(arguments[0]) as bundle:
+            load_as(bundle, setup).close()
     except EdgemlError as error:
         print(msgspec.json.encode(Verdict(type(error).__name__, str(error))).decode(), flush=True)
         return 1

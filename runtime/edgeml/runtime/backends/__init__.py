@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ class EngineOptions:
     """How to run a model.
 
     `kernels` picks among an engine's own kernels: `default` is what devices use, `reference` the plain ones, `exact` the fast
-    ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI), `stock` what the engine takes if not told.
+    ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI), `stock` what the engine takes if not told. `cpus`
+    are the cores that the engine's threads may use; empty means all.
     """
 
     threads: int = 1
     kernels: str = "default"
+    cpus: tuple[int, ...] = ()
 
 
 class Backend(Protocol):
@@ -53,6 +55,20 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class PatientBackend(Protocol):
+    """A backend that can be left behind in the middle of a call."""
+
+    def run_until(self, inputs: Sequence[Array], until: float) -> list[Array]:
+        """`Backend.run` that waits no longer than `until` (of `time.monotonic`).
+
+        Raises:
+            DeadlineError: there is no answer yet; a later call is not harmed by it.
+            EngineError: the engine failed.
+        """
+        ...
 
 
 class OpenBackend(Protocol):
