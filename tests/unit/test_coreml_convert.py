@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from edgeml.exporter.convert.coreml import MISCOMPILING_PASSES, packed, passes, torch_to_coreml
-from edgeml.exporter.mil.backend import open_mil
-from edgeml.exporter.mil.backend import count_elements, count_operations
+from edgeml.exporter.mil.backend import count_elements, count_operations, open_mil
 from edgeml.exporter.quantize.coreml import to_fp16_coreml, to_int8_coreml
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.errors import UnsupportedError

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeml.exporter.mil.backend import open_mil
-from edgeml.exporter.mil.backend import MilBackend, count_operations, load_interpreter
+from edgeml.exporter.mil.backend import MilBackend, count_operations, load_interpreter, open_mil
 from edgeml.exporter.mil.package import MODEL, pack_files, unpack_files
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import EngineOptions
