@@ -80,6 +80,12 @@ class _Serving:
     errors: int = 0
 
 
+def _named(feed: Feed, model: Model) -> Feed:
+    """`x` stands for the input of a model that has one."""
+    inputs = model.manifest.signature.inputs
+    return {inputs[0].name: feed["x"]} if len(inputs) == 1 and feed.keys() == {"x"} else feed
+
+
 class SharedEngine:
     """Engine and sensor of one simulated device.
 
@@ -109,7 +115,7 @@ class SharedEngine:
     def _run(self, serving: _Serving, feed: Feed) -> None:
         self.runs += 1
         try:
-            serving.window.record(serving.model.run(feed))
+            serving.window.record(serving.model.run(_named(feed, serving.model)))
         except InputError:
             self.refused_inputs += 1
             serving.window.record_error("input")
