@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from edgeml.exporter.artifact import Judged, Trial
 from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.golden import golden_inputs, pick
+from edgeml.exporter.lifeline import work_folder
 from edgeml.exporter.outcome import Made, artifact_report, exit_code, key_number, libraries, summary, unmade, verdict_error
 from edgeml.exporter.pack import pack
 from edgeml.exporter.parity import class_output, detect_task, post_processing, score
@@ -69,7 +69,7 @@ def export(plan: ExportPlan, progress: Progress | None = None, *, command: str =
         EdgemlError: the source or the samples cannot be used; nothing was written.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeml-export-")))
+        folder = stack.enter_context(work_folder())
         run = _Run(plan, folder, progress or Silent(), stack)
         model = run.read_source()
         data = read_data(plan, model.signature)

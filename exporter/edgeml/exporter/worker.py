@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from edgeml.exporter.lifeline import die_with
 from edgeml.wire import errors
 from edgeml.wire.errors import EdgemlError, MissingExtraError, WorkerError
 
@@ -50,7 +51,8 @@ BLOCK: Final = "EDGEML_WORKER_BLOCK"  # comma-separated packages the child must 
 class Worker:
     """One child process that runs one job at a time; it is started by the first call and again after a death.
 
-    `folder` keeps the log. `blocked` names packages the child finds absent (coremltools imports TensorFlow wherever it can).
+    `folder` keeps the log, and what the child writes to temporary files. `blocked` names packages the child finds absent
+    (coremltools imports TensorFlow wherever it can).
     Calls from several threads queue.
     """
 
@@ -66,13 +68,15 @@ class Worker:
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        self._environment = {**os.environ, **QUIET, BLOCK: ",".join(blocked), **(environment or {})}
+        self._folder = folder
+        own = {BLOCK: ",".join(blocked), "TMPDIR": str(folder)}
+        self._environment = {**os.environ, **QUIET, **own, **(environment or {})}
         self._time_limit_s = time_limit_s
         self._memory_limit_bytes = memory_limit_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: IO[bytes] | None = None
-        self._replies = -1
+        self._replies = self._lifeline = -1
         self._buffer = b""
         self.peak_rss_bytes = 0
 
@@ -114,10 +118,12 @@ class Worker:
         if self._process is not None and self._process.poll() is None and self._requests is not None:
             return self._requests
         self._end()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
-        command = [sys.executable, "-m", "edgeml.exporter.worker", str(request_read), str(reply_write)]
+        lifeline_read, self._lifeline = os.pipe()
+        theirs = (request_read, reply_write, lifeline_read)
+        command = [sys.executable, "-m", "edgeml.exporter.worker", *map(str, theirs)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -125,11 +131,11 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                pass_fds=(request_read, reply_write),
+                pass_fds=theirs,
                 start_new_session=True,  # so that a converter's own children die with it
             )
-        os.close(request_read)
-        os.close(reply_write)
+        for descriptor in theirs:
+            os.close(descriptor)
         self._requests = os.fdopen(request_write, "wb")
         self._replies, self._buffer = reply_read, b""
         return self._requests
@@ -192,13 +198,19 @@ class Worker:
         if self._replies >= 0:
             os.close(self._replies)
             self._replies = -1
-        if process is None:
-            return 0
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=POLL_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+        code = _stop(process) if process is not None else 0
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        return code
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=POLL_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 def _cause(code: int) -> str:
@@ -253,7 +265,8 @@ def main() -> None:
     """The child: one reply for each request until the requests end."""
     for package in filter(None, os.environ.get(BLOCK, "").split(",")):
         sys.modules[package] = None  # type: ignore[assignment]  # CPython's own way to make an import fail
-    requests, replies = (int(argument) for argument in sys.argv[1:3])
+    requests, replies, lifeline = (int(argument) for argument in sys.argv[1:4])
+    die_with(lifeline)
     with os.fdopen(requests, "rb") as incoming, os.fdopen(replies, "wb") as outgoing:
         for line in incoming:
             outgoing.write(json.dumps(_answer(line)).encode() + b"\n")
