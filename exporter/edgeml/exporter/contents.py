@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from edgeml.wire.manifest import Format
 
 WEIGHTS = frozenset({"float32", "float16", "float64", "int8", "uint8", "int16", "int4", "uint4"})
-LEAST_SHARE = 0.01  # of the weight bytes; less is scales and offsets
+LEAST_SHARE = 0.01  # of the elements; less is scales and offsets
 
 
 def contents(format_: Format, model: bytes) -> tuple[str, dict[str, int]]:
@@ -45,23 +47,20 @@ def _tflite(model: bytes) -> tuple[Counter[str], Counter[str]]:
     weights: list[tuple[str, int]] = []
     operators: Counter[str] = Counter()
     for graph in parsed.subgraphs:
-        for tensor in graph.tensors:
-            data = parsed.buffers[tensor.buffer].data
-            if data is not None and len(data):
-                count = 1
-                for size in tensor.shape if tensor.shape is not None else ():
-                    count *= int(size)
-                weights.append((kinds[tensor.type], count))
+        constant = [tensor for tensor in graph.tensors if _holds_data(parsed.buffers[tensor.buffer])]
+        weights += [(kinds[t.type], math.prod(map(int, () if t.shape is None else t.shape))) for t in constant]
         for operator in graph.operators or ():
             code = parsed.operatorCodes[operator.opcodeIndex]
             operators[codes[max(code.builtinCode, code.deprecatedBuiltinCode)]] += 1
     return _weights(weights), operators
 
 
-def _coreml(model: bytes) -> tuple[Counter[str], Counter[str]]:
-    from edgeml.exporter.mil.backend import count_operations
+def _holds_data(buffer: Any) -> bool:
+    """Whether a buffer is a constant: within the tables, or (in larger models) behind them, at its offset."""
+    return bool(buffer.size) or (buffer.data is not None and len(buffer.data) > 0)
 
-    operators = Counter(count_operations(model))
-    if any(name.startswith("constexpr_") for name in operators):
-        return Counter({"int8": 1}), operators
-    return Counter({"float16" if operators["cast"] else "float32": 1}), operators
+
+def _coreml(model: bytes) -> tuple[Counter[str], Counter[str]]:
+    from edgeml.exporter.mil.backend import count_elements, count_operations
+
+    return _weights(count_elements(model).items()), Counter(count_operations(model))
