@@ -73,6 +73,7 @@ def make_bundle(
     requires: Requirement | None = None,
     fixed_batch: bool = False,
     metadata: dict[str, str] | None = None,
+    input_name: str = "x",
 ) -> Path:
     """Write `<name>-<version>.edgeml` into `folder`.
 
@@ -88,6 +89,7 @@ def make_bundle(
             expected,
             bias=bias if model_bias is None else model_bias,
             fixed_batch=fixed_batch,
+            input_name=input_name,
         )
         for kind, precision in artifacts
     ]
@@ -97,7 +99,7 @@ def make_bundle(
         name=name,
         version=version,
         signature=Signature(
-            (TensorSpec("x", "float32", ("batch", 4)),),
+            (TensorSpec(input_name, "float32", ("batch", 4)),),
             (TensorSpec("logits", "float32", ("batch", 3)),),
         ),
         source=SourceFile("onnx", sha256_hex(b"toy"), 3),
@@ -105,7 +107,7 @@ def make_bundle(
         options={"to": ",".join(kind for kind, _ in artifacts)},
         seed=0,
         artifacts=tuple(artifact for artifact, _ in built),
-        golden_inputs=(_tensor("x", x),),
+        golden_inputs=(_tensor(input_name, x),),
         task=task,
         labels=labels if task == "classify" else (),
         post=post,
@@ -188,7 +190,9 @@ def tflite_model(bias: float = 0.0) -> bytes:
     return bytes(builder.Output())
 
 
-def _artifact(artifact: Artifact, expected: Array, *, bias: float, fixed_batch: bool) -> tuple[Artifact, bytes]:
+def _artifact(
+    artifact: Artifact, expected: Array, *, bias: float, fixed_batch: bool, input_name: str
+) -> tuple[Artifact, bytes]:
     """The artifact filled in, and its model file."""
     batch: int | str = 1 if fixed_batch or artifact.format == "tflite" else "batch"
     quantization = Quantization(INT8_SCALE, 0) if artifact.precision == "int8" else None
@@ -204,7 +208,7 @@ def _artifact(artifact: Artifact, expected: Array, *, bias: float, fixed_batch: 
         artifact,
         sha256=sha256_hex(model),
         bytes=len(model),
-        inputs=(Binding("x", tensors[0], 0, dtype, (batch, 4), quantization),),
+        inputs=(Binding(input_name, tensors[0], 0, dtype, (batch, 4), quantization),),
         outputs=(Binding("logits", tensors[1], 0, dtype, (batch, 3), quantization),),
         golden=Golden((GoldenOutput(_tensor("logits", expected), tolerance),), least_agreement=0.9),
         ops={"FULLY_CONNECTED": 1} if artifact.format == "tflite" else {"Gemm": 1},

@@ -1,7 +1,7 @@
 """The models of one process: which version answers, switched between two calls, with its telemetry and its fall-back.
 
-A call leases the version that answers at its start and keeps it to its end; a version that was switched away is closed by the
-last call that leaves it. No call waits for a switch, a download or the network, and none is dropped.
+A call leases the version that answers at its start and keeps it to its end (`swap`). No call waits for a switch, a download or
+the network, and none is dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edgeml.runtime.golden import self_test
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
 from edgeml.runtime.model import Engines, Model, Result, load_as
+from edgeml.runtime.swap import Leased, leased
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
@@ -30,18 +31,17 @@ from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError
 from edgeml.wire.messages import State, Telemetry
 
 
-class Serving:
+class Serving(Leased):
     """One loaded version and what it did. `path` is the bundle it was loaded from."""
 
     def __init__(self, model: Model, path: Path, fallback: FallbackTable | None, now: float) -> None:
+        super().__init__()
         self.model = model
         self.path = path
         self.window = Window(model.manifest, now)
         self.runs = 0
         self.errors = 0
         self._hybrid = None if fallback is None else _hybrid(model, fallback)
-        self._leases = 0
-        self._retired = False
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
@@ -59,37 +59,10 @@ class Serving:
         self.window.record(result)
         return result
 
-    def enter(self) -> bool:
-        """Take a lease; `False` if this version is on its way out."""
-        with self._lock:
-            if self._retired:
-                return False
-            self._leases += 1
-            return True
-
-    def leave(self) -> None:
-        with self._lock:
-            self._leases -= 1
-            is_last = self._retired and self._leases == 0
-        if is_last:
-            self._close()
-
-    def retire(self) -> None:
-        """Close as soon as the last call has left."""
-        with self._lock:
-            is_idle = self._leases == 0 and not self._retired
-            self._retired = True
-        if is_idle:
-            self._close()
-
     def _count(self, *, failed: bool) -> None:
         with self._lock:
             self.runs += 1
             self.errors += failed
-
-    @property
-    def is_drained(self) -> bool:
-        return self._retired and self._leases == 0
 
     def _close(self) -> None:
         if self._hybrid is not None:
@@ -218,15 +191,12 @@ class Host:
 
     @contextmanager
     def _lease(self, model: str) -> Iterator[Serving]:
-        serving = self._serving.get(model)
-        while serving is not None and not serving.enter():
-            serving = self._serving.get(model)  # it was switched away between the two lines
-        if serving is None:
-            raise EngineError(f"no version of {model!r} is installed yet", hint="give [models.NAME] a bundle, or roll one out")
-        try:
+        with leased(lambda: self._serving.get(model)) as serving:
+            if serving is None:
+                raise EngineError(
+                    f"no version of {model!r} is installed yet", hint="give [models.NAME] a bundle, or roll one out"
+                )
             yield serving
-        finally:
-            serving.leave()
 
     def _replace(self, model: str, new: Serving | None) -> None:
         with self._lock:
