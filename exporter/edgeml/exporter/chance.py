@@ -86,7 +86,7 @@ def _factors(rows: Floats, calls: int, draws: _Draws, weights: Floats, repeats: 
     stray = draws(calls, n)[::-1] @ rows  # reversed: where calls == n, the draws are the references' own
     line = Line("", references, Null(n, (1.0,), (1,)))  # a reference of its own for every draw
     every = np.full(DRAWS, float(calls))
-    psi, js = divergences(line, Tally(stray, stray, every, every, every))
+    psi, js = divergences(line, Tally(stray, every, every))
     expected = (1 / calls + 1 / n) * quantile(TAIL, weights, repeats)
     return _factor(float(np.quantile(psi, 1 - TAIL)) / expected), _factor(float(np.quantile(8 * js, 1 - TAIL)) / expected)
 

@@ -9,8 +9,8 @@ beyond chance, and PSI above an effect floor.
 - Chance is calibrated at export for the number of calls at hand (`Null`): a PSI of 0.1 is normal over 50 calls, not over 5,000.
 - Each comparison may spend the share of `ALARMS_A_MONTH` that its time is of 30 days: by the union bound, false alarms stay
   below that sum however often is compared and however the comparisons hang together (they share one reference).
-- Calls that follow each other are alike. How much windows differ from each other, beyond what independent calls would, is
-  measured on the device and takes from the number of calls that count.
+- Calls that follow each other are alike. How much blocks differ from each other, beyond what independent calls would, is
+  measured on the device and counts as chance.
 
 Arrays have a leading axis of devices: a device has one row, a simulation thousands.
 """
@@ -34,7 +34,10 @@ DAY_S: Final = 86_400.0
 DAY_CALLS: Final = 100  # fewer make histograms too coarse to be calibrated
 MONTH_S: Final = 30 * DAY_S
 ALARMS_A_MONTH: Final = 0.1  # false ones that a device may expect, all streams together
-WARM_WINDOWS: Final = 8  # before windows can be compared with each other
+BATCH_CALLS: Final = 100  # before there are blocks enough, batches show how alike calls are
+WARM: Final = 8  # batches before anything is compared, and blocks before they replace batches
+ALIKE_BEYOND: Final = 1.5  # calls may resemble each other over longer than a batch
+SURE: Final = 3.0  # standard deviations from which on a dispersion is no accident
 FLOOR_PSI: Final = 0.1  # smaller shifts harm nobody: the usual "moderate change"
 CLEAR_SHARE: Final = 0.5  # of the floor: below, an alarm ends
 LONGEST_WINDOW_S: Final = 3600.0  # a clock that jumps must not buy chances
@@ -44,7 +47,7 @@ _SCALES: Final = 2  # block and day
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """One watched distribution: the reference's bins (bins,) as counts in samples, and how far chance goes.
+    """One watched distribution: the reference's counts (bins,) in samples (or a row a device), and how far chance goes.
 
     `streams` is how many lines the device watches; they share the false alarms.
     """
@@ -58,46 +61,51 @@ class Line:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tally:
-    """Windows added up. `shares` (devices, bins) sums each window's shares times its calls, `squares` shares squared."""
+    """Windows added up: `shares` (devices, bins) sums each window's shares times its calls."""
 
     shares: Floats
-    squares: Floats
     calls: Floats
-    windows: Floats
     seconds: Floats
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.shares + other.shares,
-            self.squares + other.squares,
-            self.calls + other.calls,
-            self.windows + other.windows,
-            self.seconds + other.seconds,
-        )
+        return Tally(self.shares + other.shares, self.calls + other.calls, self.seconds + other.seconds)
 
     def without(self, rows: Bools) -> Tally:
         """Empty where `rows` says so."""
         keep = np.where(rows, 0.0, 1.0)
-        return Tally(
-            self.shares * keep[:, None],
-            self.squares * keep[:, None],
-            self.calls * keep,
-            self.windows * keep,
-            self.seconds * keep,
-        )
+        return Tally(self.shares * keep[:, None], self.calls * keep, self.seconds * keep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scatter:
+    """How tallies differ from each other: `shares` and `calls` added up, squares of shares over calls, and how many there were."""
+
+    shares: Floats
+    squares: Floats
+    calls: Floats
+    tallies: Floats
+
+    def plus(self, tally: Tally, rows: Bools) -> Scatter:
+        """With one more tally where `rows` says so."""
+        take = np.where(rows, 1.0, 0.0)
+        shares = tally.shares * take[:, None]
+        squares = shares**2 / np.maximum(tally.calls, 1.0)[:, None]
+        return Scatter(self.shares + shares, self.squares + squares, self.calls + tally.calls * take, self.tallies + take)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What the decision remembers, a row a device.
+    """What the decision remembers, a row a device: what is being added up, and how batches and blocks differed so far.
 
-    `spread` is how much more windows differ from each other than independent calls would; 0 while that is unknown.
+    `excess` (devices, 2) is what being alike added to that, before the last block and after it; NaN while unknown.
     """
 
+    batch: Tally
     block: Tally
     day: Tally
-    windows: Floats
-    spread: Floats
+    batches: Scatter
+    blocks: Scatter
+    excess: Floats
     alarmed: Bools
 
 
@@ -114,28 +122,35 @@ class Verdict:
 
 
 def start(line: Line, devices: int = 1) -> State:
-    empty = _empty(devices, len(line.counts))
-    return State(empty, empty, np.zeros(devices), np.zeros(devices), np.zeros(devices, np.bool_))
+    row, bins = np.zeros(devices), np.zeros((devices, line.counts.shape[-1]))
+    tally, scatter = Tally(bins, row, row), Scatter(bins, bins, row, row)
+    return State(tally, tally, tally, scatter, scatter, np.full((devices, 2), np.nan), np.zeros(devices, np.bool_))
 
 
 def step(line: Line, state: State, counts: Floats, calls: Floats, seconds: float) -> tuple[State, Verdict | None]:
     """Add one window of each device: `counts` (devices, bins) of elements, `calls` (devices,) they came from."""
     window = _tally(counts, calls, min(max(seconds, 0.0), LONGEST_WINDOW_S))
-    block, day = state.block + window, state.day + window
-    state = replace(state, block=block, day=day, windows=state.windows + window.windows)
-    block_due = (block.calls >= BLOCK_CALLS) & (state.windows >= WARM_WINDOWS)
-    day_due = (day.seconds >= DAY_S) & (day.calls >= DAY_CALLS)
+    batch, block, day = state.batch + window, state.block + window, state.day + window
+    full = batch.calls >= BATCH_CALLS
+    batches = state.batches.plus(batch, full) if full.any() else state.batches
+    state = replace(state, batch=batch.without(full) if full.any() else batch, block=block, day=day, batches=batches)
+    warm = batches.tallies >= WARM
+    block_due = warm & (block.calls >= BLOCK_CALLS)
+    day_due = warm & (day.seconds >= DAY_S) & (day.calls >= DAY_CALLS)
     if not (block_due.any() or day_due.any()):
         return state, None
-    spread = np.where(state.spread > 0, state.spread, _spread(line, day))  # that of before: this block may be a shift
-    long, short = _compare(line, day, day_due, spread), _compare(line, block, block_due, spread)
-    verdict = _join(line, state, short, long, (block_due, day_due))
-    measured = day.windows >= WARM_WINDOWS
-    return State(
+    blocks = state.blocks.plus(block, block_due)
+    measured = _excess(line, batches, blocks)
+    # as it was before the last block: a shift that began in that one must not pass for the device's own ups and downs
+    known = np.where(np.isnan(state.excess[:, 0]), state.excess[:, 1], state.excess[:, 0])
+    excess = np.where(np.isnan(known), measured, known)
+    verdict = _verdict(line, state, excess, (block_due, day_due))
+    return replace(
+        state,
         block=block.without(block_due),
         day=day.without(day_due),
-        windows=state.windows,
-        spread=np.where(verdict.compared & measured, _spread(line, day), state.spread),
+        blocks=blocks,
+        excess=np.where(block_due[:, None], np.stack([state.excess[:, 1], measured], axis=1), state.excess),
         alarmed=(state.alarmed | verdict.began) & ~verdict.ended,
     ), verdict
 
@@ -152,12 +167,17 @@ def divergences(line: Line, tally: Tally) -> tuple[Floats, Floats]:
     return psi, js
 
 
-def chance(line: Line, calls: float, psi: float, js: float) -> float:
-    """How likely divergences this large are over so many calls that follow the reference: the larger of both tails."""
+def chance(line: Line, calls: float, psi: float, js: float, excess: float = 0.0) -> float:
+    """How likely divergences this large are over so many calls that follow the reference: the larger of both tails.
+
+    `excess` is the part of the dispersion that calls being alike adds. It is taken to lie all in one direction, where it makes
+    large values likeliest.
+    """
     null = line.null
     noise = 1 / calls + 1 / null.n
     factors = (_at(null, null.psi, calls), _at(null, null.js, calls))
-    weights, repeats = np.asarray(null.weights), np.asarray(null.repeats, np.float64)
+    weights = np.asarray([null.weights[0] + excess / calls / noise, *null.weights])
+    repeats = np.asarray([1, null.repeats[0] - 1, *null.repeats[1:]], np.float64)
     return max(
         chi_square_tail(psi / (noise * factors[0]), weights, repeats),
         chi_square_tail(8 * js / (noise * factors[1]), weights, repeats),  # JS is PSI / 8 to the second order
@@ -188,53 +208,49 @@ def chi_square_tail(x: float, weights: Floats, repeats: Floats) -> float:
     return 0.5 * erfc(z / sqrt(2))
 
 
-def _compare(line: Line, tally: Tally, due: Bools, spread: Floats) -> tuple[Floats, Floats, Bools]:
-    """(PSI, JS, whether both are beyond chance), a row a device."""
-    psi, js = divergences(line, tally)
+def _verdict(line: Line, state: State, excess: Floats, due: tuple[Bools, Bools]) -> Verdict:
+    """One verdict of both scales: either may begin an alarm; values are the block's where both were compared."""
+    block_due, day_due = due
+    short, long = divergences(line, state.block), divergences(line, state.day)
+    beyond = _beyond(line, state.block, short, excess, block_due & ~state.alarmed)
+    beyond |= _beyond(line, state.day, long, excess, day_due & ~state.alarmed)
+    calls = np.where(block_due, state.block.calls, state.day.calls)
+    psi, js = (np.where(block_due, a, b) for a, b in zip(short, long, strict=True))
+    most = np.maximum(calls, 1.0)
+    by_chance = (1 / most + 1 / line.null.n) * float(np.dot(line.null.weights, line.null.repeats)) + excess / most
+    near = psi < np.maximum(CLEAR_SHARE * line.floor_psi, 1.5 * by_chance)
+    compared = block_due | day_due
+    return Verdict(compared, calls, psi, js, began=beyond, ended=compared & near & state.alarmed)
+
+
+def _beyond(line: Line, tally: Tally, found: tuple[Floats, Floats], excess: Floats, due: Bools) -> Bools:
+    """Where both divergences are beyond chance, and PSI beyond the floor."""
+    psi, js = found
     beyond = np.zeros(len(due), np.bool_)
     for row in np.flatnonzero(due & (psi > line.floor_psi)):
         allowed = ALARMS_A_MONTH * tally.seconds[row] / MONTH_S / (_SCALES * line.streams)
-        counting = float(tally.calls[row] / max(1.0, spread[row]))
-        beyond[row] = chance(line, counting, float(psi[row]), float(js[row])) < allowed
-    return psi, js, beyond
+        tail = chance(line, float(tally.calls[row]), float(psi[row]), float(js[row]), float(excess[row]))
+        beyond[row] = tail < allowed
+    return beyond
 
 
-def _join(
-    line: Line,
-    state: State,
-    short: tuple[Floats, Floats, Bools],
-    long: tuple[Floats, Floats, Bools],
-    due: tuple[Bools, Bools],
-) -> Verdict:
-    """One verdict of both scales: either may begin an alarm, and the one that was compared ends it."""
-    block_due, day_due = due
-    calls = np.where(block_due, state.block.calls, state.day.calls)
-    psi, js = (np.where(block_due, a, b) for a, b in zip(short[:2], long[:2], strict=True))
-    beyond = short[2] | long[2]
-    compared = block_due | day_due
-    null = line.null
-    by_chance = (1 / np.maximum(calls, 1) + 1 / null.n) * float(np.dot(null.weights, null.repeats))
-    near = psi < np.maximum(CLEAR_SHARE * line.floor_psi, 1.5 * by_chance)
-    return Verdict(
-        compared=compared,
-        calls=calls,
-        psi=psi,
-        js=js,
-        began=compared & beyond & ~state.alarmed,
-        ended=compared & ~beyond & near & state.alarmed,
-    )
+def _excess(line: Line, batches: Scatter, blocks: Scatter) -> Floats:
+    """How much more blocks differ from each other than blocks of independent calls would; 0 where that may be an accident."""
+    early, later = _beyond_independent(line, batches), _beyond_independent(line, blocks)
+    return np.where(blocks.tallies >= WARM, later, ALIKE_BEYOND * early)
 
 
-def _spread(line: Line, tally: Tally) -> Floats:
-    """Dispersion between windows over what independent calls would show; at least 1, and 1 for a single window.
+def _beyond_independent(line: Line, scatter: Scatter) -> Floats:
+    """Sum over tallies of calls * (share - pooled share)^2 / p, over (tallies - 1), less what independent calls show.
 
-    sum over windows of calls * (share - pooled share)^2 / p, over (windows - 1) * sum(weights).
+    That is sum(weights), with the variance 2 * sum(weights^2) / (tallies - 1).
     """
-    p = _smoothed(line.counts)
-    calls = np.maximum(tally.calls, 1.0)
-    between = ((tally.squares - tally.shares**2 / calls[:, None]) / p).sum(axis=1)
-    expected = np.maximum(tally.windows - 1, 1) * float(np.dot(line.null.weights, line.null.repeats))
-    return np.asarray(np.maximum(1.0, np.where(tally.windows > 1, between / expected, 1.0)))
+    weights, repeats = np.asarray(line.null.weights), np.asarray(line.null.repeats)
+    pooled = scatter.shares**2 / np.maximum(scatter.calls, 1.0)[:, None]
+    freedom = np.maximum(scatter.tallies - 1, 1.0)
+    found = ((scatter.squares - pooled) / _smoothed(line.counts)).sum(axis=1) / freedom
+    expected, deviation = float(weights @ repeats), np.sqrt(2 * float(weights**2 @ repeats) / freedom)
+    return np.where(found > expected + SURE * deviation, found - expected, 0.0)
 
 
 def _smoothed(counts: Floats) -> Floats:
@@ -251,13 +267,5 @@ def _at(null: Null, factors: tuple[float, ...], calls: float) -> float:
 
 def _tally(counts: Floats, calls: Floats, seconds: float) -> Tally:
     elements = counts.sum(axis=1)
-    heard = elements > 0
-    calls = np.where(heard, calls, 0.0)
-    shares = counts / np.maximum(elements, 1.0)[:, None]
-    weighted = shares * calls[:, None]
-    return Tally(weighted, weighted * shares, calls, heard.astype(np.float64), np.full(len(calls), seconds))
-
-
-def _empty(devices: int, bins: int) -> Tally:
-    row = np.zeros(devices)
-    return Tally(np.zeros((devices, bins)), np.zeros((devices, bins)), row, row, row)
+    calls = np.where(elements > 0, calls, 0.0)
+    return Tally(counts * (calls / np.maximum(elements, 1.0))[:, None], calls, np.full(len(calls), seconds))
