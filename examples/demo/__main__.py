@@ -32,7 +32,7 @@ RUNS_PER_S = 8.0  # per device: two windows are enough for a gate to see
 TICK_S = 0.5
 # 40 devices in the canary: none bad among them bounds the share of bad devices by 10 %.
 ROLLOUT = (
-    "--canary", "20%", "--waves", "100", "--hold-back", "10%", "--soak", "6s", "--limit", "15%", "--min-devices", "20",
+    "--canary", "20%", "--waves", "100", "--hold-back", "10%", "--soak", "6s", "--limit", "25%", "--min-devices", "20",
 )  # fmt: skip
 STEP_LIMIT_S = 120.0
 ANSWERS_WATCHED_S = 3.0

@@ -211,6 +211,14 @@ class TestLedger:
         (assignment,) = ledger.assignments("r1")
         assert (assignment.previous, assignment.wave, assignment.told_at, assignment.taken_back_at) == (OLD, 0, 5.0, None)
 
+    def test_a_device_that_was_never_told_anything_goes_back_to_what_it_runs(self, store: Store) -> None:
+        """Its factory bundle is all it had: without this, a rollback would take its model away."""
+        ledger = StoreLedger(store)
+        ledger.save(rollout())
+        ledger.tell([Order("d1", NEW, "r1", 0, "offer", 5.0, previous=OLD)])
+        (assignment,) = ledger.assignments("r1")
+        assert assignment.previous == OLD
+
     def test_taking_back_wants_the_old_version_again_under_a_higher_revision(self, store: Store) -> None:
         with store.write() as connection:
             devices.want(connection, "d1", OLD)

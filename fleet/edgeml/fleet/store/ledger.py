@@ -136,7 +136,8 @@ def _tell(connection: Connection, orders: Sequence[Order]) -> list[str]:
             continue  # removed since the controller read the fleet
         rev, targets = row
         previous = next((target for target in targets if target.model == order.target.model), None)
-        _assign(connection, order, previous)
+        # A device on its factory bundle was never told anything: what it says it runs is what it goes back to.
+        _assign(connection, order, previous if previous is not None else order.previous)
         if previous is not None and devices.same_target(order.target, previous):
             continue
         others = [target for target in targets if target.model != order.target.model]
