@@ -1,8 +1,8 @@
 """How often drift is seen where there is none, and how soon where there is:  python -m benchmarks.drift [--json] [--months N]
 
 Simulated devices, each with a reference of its own, drawn from the same truth as what the device is fed; every window goes
-through the device's own `drift.step`. A device watches an input (10 bins), the confidence (20) and the classes (10), answers 30 times
-a minute and closes 43,200 windows in 30 days.
+through the device's own `drift.step`. A device watches an input (10 bins), the confidence (20) and the classes (10), answers
+30 times a minute and closes 43,200 windows in 30 days.
 
 - clean: no drift, independent calls; every alarm is a false one
 - alike: no drift, but each call resembles the one before (first-order autoregression, 0.95: 39 calls count as one)

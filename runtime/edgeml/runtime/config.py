@@ -93,6 +93,7 @@ class UpdateTable(_Table, frozen=True):
 class TelemetryTable(_Table, frozen=True):
     window_s: Seconds = 60.0
     spool_bytes: Annotated[int, msgspec.Meta(ge=256 * 1024)] = 16 * 1024 * 1024
+    drift: bool = True  # count the inputs, and compare them and the answers with the bundle's reference
 
 
 class ModelTable(_Table, frozen=True):
@@ -105,13 +106,24 @@ class ModelTable(_Table, frozen=True):
     cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # cores for the engine's threads; empty: all
     isolated: bool = False  # the engine in a process of its own
     deadline_ms: Seconds | None = None  # for each call on the device; None: no limit
+    max_batch: Count = 1  # samples of calls that come at the same time and are run as one
+    max_wait_ms: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # for others to come, beyond the time the engine is busy
+    measure: bool = True  # time each artifact that can run here, once, and take the fastest
     trial_s: Seconds = 120.0  # for the self-test of a new version
 
-    @property
-    def setup(self) -> Setup:
+    def setup(self, data: Path) -> Setup:
+        """`data` is the device's folder, where measured latencies are kept."""
         deadline_s = None if self.deadline_ms is None else self.deadline_ms / 1000
-        engine = EngineOptions(self.threads, cpus=self.cpus)
-        return Setup(self.format, self.precision, engine, self.isolated, deadline_s)
+        return Setup(
+            self.format,
+            self.precision,
+            EngineOptions(self.threads, cpus=self.cpus),
+            isolated=self.isolated,
+            deadline_s=deadline_s,
+            max_batch=self.max_batch,
+            max_wait_s=self.max_wait_ms / 1000,
+            latency_file=str(data / "latency.json") if self.measure else None,
+        )
 
 
 class FallbackTable(_Table, frozen=True):

@@ -35,7 +35,7 @@ from edgeml.runtime.spool import Lane, Spool
 from edgeml.runtime.trust import Trust
 from edgeml.runtime.updater import Policy, Update, step
 from edgeml.wire.errors import ConfigError, EdgemlError, LinkError
-from edgeml.wire.messages import Desired, Report, State, Telemetry, decode, encode
+from edgeml.wire.messages import Desired, Drift, Report, State, Telemetry, decode, encode
 
 DETAIL_LIMIT: Final = 500  # characters of a report's explanation
 STATE_RETRY_S: Final = 5.0  # how often a full disk is asked again whether it takes the state
@@ -86,6 +86,7 @@ class Device:
 
     Attributes:
         ignored: messages that were not what they claimed; counted, never acted on.
+        drift: by model, its manifest's digest and the newest comparison of each stream with the bundle's reference.
         dirty: set whenever something changed that a status file would show.
     """
 
@@ -108,6 +109,7 @@ class Device:
         self._managed: dict[str, _Managed] = {}
         self._closing = False
         self.ignored = 0
+        self.drift: dict[str, tuple[str, dict[str, Drift]]] = {}
         self.dirty = True
         _make_folder(config.data)
         self.spool = Spool(config.data / "spool.sqlite", cap_bytes=config.telemetry.spool_bytes)
@@ -159,6 +161,9 @@ class Device:
         """Put the telemetry since the last time into the spool."""
         for window in self._sensor.windows(self.id, self.conversation.session, self.spool.next_seq):
             self._keep(window.seq, "telemetry", encode(window))
+            digest, known = self.drift.get(window.model, ("", {}))
+            known = known if digest == window.manifest_sha256 else {}
+            self.drift[window.model] = (window.manifest_sha256, {**known, **window.drift})
 
     def update(self, model: str) -> Update | None:
         managed = self._managed.get(model)

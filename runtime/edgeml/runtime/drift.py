@@ -78,7 +78,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scatter:
-    """How tallies differ from each other: `shares` and `calls` added up, squares of shares over calls, and how many there were."""
+    """How tallies differ from each other: `shares` and `calls` added up, squares of shares over calls, and their number."""
 
     shares: Floats
     squares: Floats

@@ -34,18 +34,19 @@ from edgeml.wire.messages import State, Telemetry
 class Serving(Leased):
     """One loaded version and what it did. `path` is the bundle it was loaded from."""
 
-    def __init__(self, model: Model, path: Path, fallback: FallbackTable | None, now: float) -> None:
+    def __init__(self, model: Model, path: Path, fallback: FallbackTable | None, now: float, *, watched: bool = True) -> None:
         super().__init__()
         self.model = model
         self.path = path
-        self.window = Window(model.manifest, now)
+        self.window = Window(model.manifest, now, artifact=model.artifact, watched=watched)
         self.runs = 0
         self.errors = 0
-        self._hybrid = None if fallback is None else _hybrid(model, fallback)
+        self._hybrid = None if fallback is None else _hybrid(model, fallback, lambda: self.window.is_drifting)
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
         answer = self.model.run if self._hybrid is None else self._hybrid.run
+        self.window.observe(inputs)
         try:
             result = answer(inputs, request_id=request_id)
         except InputError:
@@ -119,7 +120,7 @@ class Host:
     def prepare(self, model: str, digest: str, path: Path) -> None:
         table = self._table(model)
         if not table.isolated:  # an isolated engine is tried where it will run
-            try_bundle(path, table.setup, timeout_s=table.trial_s)
+            try_bundle(path, table.setup(self._config.data), timeout_s=table.trial_s)
         self._forget_prepared(model)
         prepared = self._load(model, path, self_test=table.isolated)
         if prepared.model.digest != digest:
@@ -217,8 +218,8 @@ class Host:
 
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
         with open_bundle(path) as bundle:
-            loaded = load_as(bundle, self._table(model).setup, self_test=self_test, engines=self._engines)
-        return Serving(loaded, path, self._config.fallback, self._now())
+            loaded = load_as(bundle, self._table(model).setup(self._config.data), self_test=self_test, engines=self._engines)
+        return Serving(loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift)
 
     def _forget_prepared(self, model: str) -> None:
         prepared = self._prepared.pop(model, None)
@@ -229,12 +230,12 @@ class Host:
         return self._config.models.get(model, ModelTable())
 
 
-def _hybrid(model: Model, table: FallbackTable) -> Hybrid:
+def _hybrid(model: Model, table: FallbackTable, drifting: Callable[[], bool]) -> Hybrid:
     cloud = CloudClient(table.url, model.name, model.manifest.signature, token=table.token)
     policy = Policy(
         mode=table.mode, deadline_s=table.deadline_ms / 1000, least_score=table.least_score, daily_bytes=table.daily_bytes
     )
-    return Hybrid(model, cloud, policy)
+    return Hybrid(model, cloud, policy, drifting=drifting)
 
 
 def _version() -> str:

@@ -1,6 +1,7 @@
-"""What a model did in a window of time, in constant memory: counters that add, never a raw input.
+"""What a model was fed and did in a window of time, in constant memory: counters that add, never a raw input.
 
-`Window.record` costs a few microseconds under a lock; the machine's vitals are read once a window, when it is taken.
+`Window.record` costs a few microseconds under a lock, `Window.observe` some more for every input; the machine's vitals are read
+and drift is judged once a window, when it is taken.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from edgeml.runtime.backends import Array
 from edgeml.runtime.model import Result
-from edgeml.wire.manifest import Manifest
-from edgeml.wire.messages import Telemetry
-from edgeml.wire.sketches import Histogram, LatencySketch, latency_bucket
+from edgeml.runtime.quality import InputWatch
+from edgeml.runtime.watch import DriftWatch
+from edgeml.wire.manifest import Artifact, Manifest
+from edgeml.wire.messages import Drift, Telemetry
+from edgeml.wire.sketches import Histogram, InputSketch, LatencySketch, latency_bucket
 
 CLASS_LIMIT: Final = 1024  # more classes than this would not fit a message
 CODE_LIMIT: Final = 32  # distinct error codes or fall-back reasons of one window
@@ -52,6 +57,9 @@ class Counts:
     confidence: Histogram | None
     classes: tuple[int, ...]
     vitals: Vitals
+    edges_id: str | None
+    inputs: dict[str, InputSketch]
+    drift: dict[str, Drift]
 
     def telemetry(self, device: str, session: int, seq: int) -> Telemetry:
         return Telemetry(
@@ -72,6 +80,9 @@ class Counts:
             rss_bytes=self.vitals.rss_bytes,
             cpu_celsius=self.vitals.cpu_celsius,
             throttled=self.vitals.throttled,
+            edges_id=self.edges_id,
+            inputs=self.inputs,
+            drift=self.drift,
         )
 
     @property
@@ -83,12 +94,16 @@ class Window:
     """Counts the answers of one model version. Thread-safe; `take` closes the window and opens the next.
 
     Args:
-        manifest: gives the edges of the confidence histogram and the number of classes.
+        manifest: gives the edges of all histograms, the number of classes, and what drift is measured against.
         now: Unix seconds at which the first window opens.
+        artifact: the one that answers; its own confidence is the reference where the manifest has it.
+        watched: whether inputs are counted, and drift is judged.
     """
 
-    def __init__(self, manifest: Manifest, now: float) -> None:
+    def __init__(self, manifest: Manifest, now: float, *, artifact: Artifact | None = None, watched: bool = True) -> None:
         self._manifest = manifest
+        self._inputs = InputWatch(manifest.signature, manifest.reference if watched else None)
+        self._drift = DriftWatch(manifest.reference if watched else None, artifact)
         self._digest = manifest.digest
         reference = manifest.reference
         self._edges = reference.confidence.edges if reference and reference.confidence else None
@@ -96,6 +111,15 @@ class Window:
         self._class_count = min(classes, CLASS_LIMIT)
         self._lock = threading.Lock()
         self._open(now)
+
+    @property
+    def is_drifting(self) -> bool:
+        """Whether the inputs or the confidence are in alarm: what a fall-back may act on."""
+        return self._drift.is_drifting
+
+    def observe(self, inputs: Mapping[str, Array]) -> None:
+        """Count what one call is fed, before it is known whether the call succeeds. Never raises for a wrong input."""
+        self._inputs.look(inputs)
 
     def record(self, result: Result) -> None:
         """Count one answer."""
@@ -110,6 +134,7 @@ class Window:
                 self._classes[index] += 1
             if reason is not None:
                 _count(self._fallbacks, reason)
+            self._from_cloud |= result.source == "cloud"
 
     def record_error(self, code: str) -> None:
         """Count one call that gave no answer."""
@@ -119,14 +144,19 @@ class Window:
     def take(self, now: float) -> Counts:
         """Close the window at `now` (Unix seconds) and start the next one there."""
         vitals = read_vitals()
-        manifest = self._manifest
+        manifest, inputs = self._manifest, self._inputs.take()
+        seconds = max(0.0, now - self._start)
         with self._lock:
+            streams = {f"input:{name}": (sketch.counts, sketch.calls) for name, sketch in inputs.items()}
+            if not self._from_cloud:  # the reference is of the device's answers; those that the cloud replaced are missing
+                streams["confidence"] = (tuple(self._confidence), sum(self._confidence))
+                streams["classes"] = (tuple(self._classes), sum(self._classes))
             counts = Counts(
                 model=manifest.name,
                 version=manifest.version,
                 manifest_sha256=self._digest,
                 start=self._start,
-                seconds=max(0.0, now - self._start),
+                seconds=seconds,
                 runs=self._runs,
                 errors=self._errors,
                 fallbacks=self._fallbacks,
@@ -134,6 +164,9 @@ class Window:
                 confidence=Histogram(self._edges, tuple(self._confidence)) if self._edges is not None else None,
                 classes=tuple(self._classes),
                 vitals=vitals,
+                edges_id=manifest.reference.edges_id if manifest.reference and inputs else None,
+                inputs={name: sketch for name, sketch in inputs.items() if sketch.calls},
+                drift=self._drift.see(streams, seconds),
             )
             self._open(now)
         return counts
@@ -141,6 +174,7 @@ class Window:
     def _open(self, now: float) -> None:
         self._start = now
         self._runs = 0
+        self._from_cloud = False
         self._latency: dict[int, int] = {}
         self._errors: dict[str, int] = {}
         self._fallbacks: dict[str, int] = {}
