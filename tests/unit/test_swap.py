@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgeml.runtime import load
-from edgeml.runtime.backends import Array, Backend, OpenBackend
-from edgeml.runtime.backends.onnx import open_onnx
+from edgeml.runtime.backends import OpenBackend
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.config import AgentConfig, DeviceTable, ModelTable
 from edgeml.runtime.host import Host
@@ -20,42 +18,15 @@ from edgeml.wire.errors import EngineDownError, EngineError, ModelError, SelfTes
 from edgeml.wire.manifest import Format
 from tests.unit import crashing
 from tests.unit.bundles import logits, make_bundle, samples
+from tests.unit.slow_engine import END_S, SlowBackend, slow_engine
 
 BIASES = {"1.0.0": 0.0, "1.1.0": 50.0}
 CALLERS = 3
-END_S = 30.0
 
 
 @pytest.fixture
 def versions(tmp_path: Path) -> dict[str, Path]:
     return {version: make_bundle(tmp_path, version=version, bias=bias) for version, bias in BIASES.items()}
-
-
-class SlowBackend:
-    """Holds calls until it is told to go on."""
-
-    def __init__(self, inner: Backend) -> None:
-        self._inner = inner
-        self.engine, self.version = inner.engine, inner.version
-        self.inputs, self.outputs = inner.inputs, inner.outputs
-        self.is_in_call = threading.Event()
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
-        self.is_closed = threading.Event()
-
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        self.is_in_call.set()
-        self.may_go_on.wait(END_S)
-        return self._inner.run(inputs)
-
-    def close(self) -> None:
-        self.is_closed.set()
-        self._inner.close()
-
-
-def slow_engine(format_: Format) -> OpenBackend:
-    assert format_ == "onnx"
-    return lambda model, options: SlowBackend(open_onnx(model, options))
 
 
 def crashing_engine(format_: Format) -> OpenBackend:
@@ -103,8 +74,7 @@ def test_while_versions_change_every_call_is_answered_by_the_version_it_names(ve
 
 def test_a_version_is_closed_by_its_last_call_and_no_switch_waits_for_it(versions: dict[str, Path]) -> None:
     live, old = slow_model(versions["1.0.0"])
-    old.is_in_call.clear()
-    old.may_go_on.clear()
+    old.hold()
     answers: list[str] = []
     caller = threading.Thread(target=lambda: answers.append(live.run({"x": samples(1)[0]}).version))
     caller.start()

@@ -69,6 +69,10 @@ class Handle:
         """
         return self._host.run(self.name, inputs, request_id)
 
+    async def run_async(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+        """`run` for an asyncio application: the event loop goes on meanwhile."""
+        return await self._host.threads.run(lambda: self._host.run(self.name, inputs, request_id))
+
     @property
     def version(self) -> str | None:
         """Of the version that answers now; `None` if none does."""

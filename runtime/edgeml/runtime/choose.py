@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ _ENGINES: Final[dict[Format, tuple[tuple[str, str, str], ...]]] = {  # format ->
 _EXTRAS: Final[dict[Format, str]] = {"onnx": "onnx", "tflite": "tflite", "coreml": "coreml-runtime"}
 _PRECISION_RANK: Final[dict[Precision, int]] = {"int8": 0, "fp16": 1, "fp32": 2}
 _FORMAT_RANK: Final[dict[Format, int]] = {"tflite": 0, "onnx": 1, "coreml": 2}
+LATENCY_STEP: Final = 1.1  # what two runs of one model differ by on a busy board
 _VERDICT_RANK: Final = {"pass": 0, "inconclusive": 1, "fail": 2}
 
 
@@ -83,20 +85,35 @@ def total_ram_bytes() -> int:
 def rank(manifest: Manifest, board: Board, *, measured_s: Mapping[str, float] | None = None) -> list[Choice]:
     """Every artifact, the best for this board first.
 
-    One that does not fit or failed its verdict comes last. Measured latencies (seconds by `onnx:int8`) decide where both sides
-    have one; otherwise int8 goes before fp16 before fp32, and LiteRT before ONNX Runtime.
+    One that does not fit or failed its verdict comes last. Measured latencies (seconds by `onnx:int8`) decide where they differ
+    by more than LATENCY_STEP; otherwise int8 goes before fp16 before fp32, and LiteRT before ONNX Runtime.
     """
     measured = measured_s or {}
     choices = [_judge(artifact, board, measured) for artifact in manifest.artifacts]
 
     def key(choice: Choice) -> tuple[bool, int, float, int, int]:
         artifact = choice.artifact
-        known = measured.get(label(artifact), float("inf")) if measured else 0.0
+        known = _latency_rank(measured.get(label(artifact))) if measured else 0.0
         return (
             not choice.fits, _verdict(artifact), known, _PRECISION_RANK[artifact.precision], _FORMAT_RANK[artifact.format],
         )  # fmt: skip
 
     return sorted(choices, key=key)
+
+
+def candidates(
+    manifest: Manifest,
+    board: Board,
+    *,
+    format: Format | None = None,  # noqa: A002 - the field's word
+    precision: Precision | None = None,
+) -> list[Artifact]:
+    """The artifacts among which a measurement may decide: asked for, running here, and not failed at export."""
+    return [
+        choice.artifact for choice in rank(manifest, board)
+        if choice.fits and _verdict(choice.artifact) < _VERDICT_RANK["fail"]
+        and format in {None, choice.artifact.format} and precision in {None, choice.artifact.precision}
+    ]  # fmt: skip
 
 
 def choose(
@@ -135,6 +152,13 @@ def _judge(artifact: Artifact, board: Board, measured: Mapping[str, float]) -> C
     seconds = measured.get(label(artifact))
     timed = "" if seconds is None else f", measured {seconds * 1e6:.0f} us here"
     return Choice(artifact, fits=True, reason=f"{artifact.precision} on {engine.name} {engine.version}{timed}{verdict}")
+
+
+def _latency_rank(seconds: float | None) -> float:
+    """Equal for latencies that a second measurement might swap; one that could not be measured comes last."""
+    if seconds is None:
+        return math.inf
+    return math.floor(math.log(max(seconds, 1e-9), LATENCY_STEP))
 
 
 def _obstacle(artifact: Artifact, board: Board) -> str | None:

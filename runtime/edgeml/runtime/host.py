@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+from edgeml.runtime.aio import Threads
 from edgeml.runtime.backends import Array, opener
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import this_board
@@ -29,6 +31,8 @@ from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
 from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
 from edgeml.wire.messages import State, Telemetry
+
+ASYNC_CALLS: Final = 8  # of asyncio applications at once: some wait for the cloud, some make a batch
 
 
 class Serving(Leased):
@@ -87,6 +91,7 @@ class Host:
         self._retired: list[Serving] = []
         self._lock = threading.Lock()
         self._board = this_board()
+        self.threads = Threads(ASYNC_CALLS, "edgeml-run")
         self.notes: dict[str, str] = {}
 
     def run(self, model: str, inputs: Mapping[str, Array], request_id: str | None = None) -> Result:
@@ -185,6 +190,7 @@ class Host:
                 yield counts.telemetry(device, session, next_seq())
 
     def close(self) -> None:
+        self.threads.close()
         for model in list(self._serving):
             self._replace(model, None)
         for model in list(self._prepared):

@@ -12,9 +12,10 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
+from edgeml.runtime.aio import Threads
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.bundle import Bundle, open_bundle
-from edgeml.runtime.choose import choose, this_board
+from edgeml.runtime.choose import Board, candidates, choose, this_board
 from edgeml.runtime.golden import GoldenResult, sample_as
 from edgeml.runtime.golden import self_test as run_self_test
 from edgeml.runtime.session import Session, open_session
@@ -76,6 +77,14 @@ class Model:
         self.warm_latency_s = warm_latency_s
         self.setup = setup
         self._reader = AnswerReader(manifest)
+        self._answer = session.run
+        if setup.max_batch > 1 and session.batches:
+            from edgeml.runtime.batching import Batcher
+
+            self._answer = Batcher(session, max_batch=setup.max_batch, max_wait_s=setup.max_wait_s).run
+        elif setup.max_batch > 1:
+            self.reason += ", calls are not batched because the model file has a fixed batch"
+        self._threads = Threads(setup.max_batch, "edgeml-run")
 
     def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None, deadline_s: float | None = None) -> Result:
         """Answer on this device.
@@ -86,17 +95,24 @@ class Model:
             EngineError: the engine failed, or gave values that are not finite.
         """
         started = time.perf_counter()
-        outputs = self.session.run(inputs, deadline_s=self.setup.deadline_s if deadline_s is None else deadline_s)
+        outputs = self._answer(inputs, deadline_s=self.setup.deadline_s if deadline_s is None else deadline_s)
         class_index, label, score = self._reader.read(outputs)
         latency_s = time.perf_counter() - started
         identifier = new_request_id() if request_id is None else request_id
         return Result(outputs, label, class_index, score, "device", latency_s, self.name, self.version, identifier)
+
+    async def run_async(
+        self, inputs: Mapping[str, Array], *, request_id: str | None = None, deadline_s: float | None = None
+    ) -> Result:
+        """`run` for an asyncio application: the event loop goes on meanwhile."""
+        return await self._threads.run(lambda: self.run(inputs, request_id=request_id, deadline_s=deadline_s))
 
     def read(self, outputs: Mapping[str, Array]) -> tuple[int | None, str | None, float | None]:
         """(class index, label, score) of outputs that came from elsewhere; see `AnswerReader.read`."""
         return self._reader.read(outputs)
 
     def close(self) -> None:
+        self._threads.close()
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -115,6 +131,9 @@ def load(
     cpus: Sequence[int] = (),
     isolated: bool = False,
     deadline_s: float | None = None,
+    max_batch: int = 1,
+    max_wait_s: float = 0.0,
+    measure: bool = False,
     self_test: bool = True,
 ) -> Model:
     """Open a bundle, pick the best artifact for this board, run its golden vectors, warm it up.
@@ -127,6 +146,9 @@ def load(
         cpus: the cores that these threads may use; empty means all.
         isolated: keep the engine in a process of its own: its crash is an error, closing it gives all memory back.
         deadline_s: how long a call may take that says nothing else; `None` means that it may take its time.
+        max_batch: how many samples of calls that come at the same time may be run as one.
+        max_wait_s: how long such a call waits for others beyond the time that the engine is busy.
+        measure: time every artifact that can run here, once, and let the fastest answer; kept in the user's cache folder.
         self_test: run the golden vectors.
 
     Raises:
@@ -135,7 +157,13 @@ def load(
         SelfTestError: the artifact does not compute here what it did at export.
         ModelError, EngineError: the engine refuses it.
     """
-    setup = Setup(format, precision, EngineOptions(threads, cpus=tuple(cpus)), isolated, deadline_s)
+    file = None
+    if measure:
+        from edgeml.runtime.latency import default_file
+
+        file = str(default_file())
+    engine = EngineOptions(threads, cpus=tuple(cpus))
+    setup = Setup(format, precision, engine, isolated, deadline_s, max_batch, max_wait_s, latency_file=file)
     with open_bundle(path) as bundle:
         return load_as(bundle, setup, self_test=self_test)
 
@@ -154,13 +182,10 @@ def load_open(
 
 def load_as(bundle: Bundle, setup: Setup, *, self_test: bool = True, engines: Engines = opener) -> Model:
     """`load_open` with everything that can be set; `engines` gives the engine for a format."""
-    choice = choose(bundle.manifest, this_board(), format=setup.format, precision=setup.precision)
-    open_backend = engines(choice.artifact.format)
-    if setup.isolated:
-        from edgeml.runtime.isolated import isolate
-
-        open_backend = isolate(open_backend)
-    session = open_session(bundle, choice.artifact, options=setup.engine, open_backend=open_backend)
+    board = this_board()
+    measured_s = _measured(bundle, setup, board, engines) if setup.latency_file is not None else None
+    choice = choose(bundle.manifest, board, format=setup.format, precision=setup.precision, measured_s=measured_s)
+    session = _open(bundle, choice.artifact, setup, engines)
     try:
         golden = run_self_test(bundle, choice.artifact, session) if self_test else None
         warm_latency_s = _warm(bundle, session)
@@ -168,6 +193,33 @@ def load_as(bundle: Bundle, setup: Setup, *, self_test: bool = True, engines: En
         session.close()
         raise
     return Model(bundle.manifest, session, reason=choice.reason, golden=golden, warm_latency_s=warm_latency_s, setup=setup)
+
+
+def _open(bundle: Bundle, artifact: Artifact, setup: Setup, engines: Engines) -> Session:
+    open_backend = engines(artifact.format)
+    if setup.isolated:
+        from edgeml.runtime.isolated import isolate
+
+        open_backend = isolate(open_backend)
+    return open_session(bundle, artifact, options=setup.engine, open_backend=open_backend)
+
+
+def _measured(bundle: Bundle, setup: Setup, board: Board, engines: Engines) -> dict[str, float] | None:
+    """Seconds a call of every artifact there is a choice between."""
+    from edgeml.runtime.latency import latencies, time_call
+
+    fitting = candidates(bundle.manifest, board, format=setup.format, precision=setup.precision)
+    if len(fitting) < 2 or setup.latency_file is None:
+        return None
+
+    def measure(artifact: Artifact) -> float:
+        with _open(bundle, artifact, setup, engines) as session:
+            run_self_test(bundle, artifact, session)
+            feed = _feed(bundle, session)
+            return time_call(lambda: session.run(feed))
+
+    file, threads = Path(setup.latency_file), setup.engine.threads
+    return latencies(file, bundle.digest, fitting, board, threads=threads, measure=measure)
 
 
 class AnswerReader:
@@ -239,14 +291,19 @@ def _not_finite(name: str) -> EngineError:
 
 
 def _warm(bundle: Bundle, session: Session) -> float:
-    """Run on the first golden sample, or on zeros where there is none; gives the seconds of the last run."""
-    kept = {tensor.name: bundle.tensor(tensor)[0] for tensor in bundle.manifest.golden_inputs}
-    feed = {spec.name: sample_as(spec, kept[spec.name]) if kept else _zeros(spec) for spec in session.signature.inputs}
+    """Gives the seconds of the last run."""
+    feed = _feed(bundle, session)
     started = 0.0
     for _ in range(WARM_RUNS):
         started = time.perf_counter()
         session.run(feed)
     return time.perf_counter() - started
+
+
+def _feed(bundle: Bundle, session: Session) -> dict[str, Array]:
+    """The first golden sample, or zeros where there is none."""
+    kept = {tensor.name: bundle.tensor(tensor)[0] for tensor in bundle.manifest.golden_inputs}
+    return {spec.name: sample_as(spec, kept[spec.name]) if kept else _zeros(spec) for spec in session.signature.inputs}
 
 
 def _zeros(spec: TensorSpec) -> Array:

@@ -14,6 +14,7 @@ class Setup:
 
     `format` and `precision` pin the artifact, `None` leaves it to the board. `isolated` keeps the engine in a process of its
     own. `deadline_s` holds for each call that gives none. Up to `max_batch` calls that come within `max_wait_s` are run as one.
+    `latency_file` says where measured latencies are kept; without one nothing is measured, and the manifest's order decides.
     """
 
     format: Format | None = None
@@ -22,4 +23,5 @@ class Setup:
     isolated: bool = False
     deadline_s: float | None = None
     max_batch: int = 1
-    max_wait_s: float = 0.002
+    max_wait_s: float = 0.0
+    latency_file: str | None = None
