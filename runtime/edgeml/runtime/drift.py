@@ -187,7 +187,7 @@ def chance(line: Line, calls: float, psi: float, js: float, excess: float = 0.0)
 def chi_square_tail(x: float, weights: Floats, repeats: Floats) -> float:
     """P(sum(w * X) > x), X chi-square with `repeats` degrees of freedom: Lugannani and Rice's saddlepoint (Kuonen 1999).
 
-    Within a few percent of the true probability far out, which is where it is asked; 1 below the mean.
+    Within a tenth of the true probability and rather above it; 1 below the mean.
     """
     scale = float(weights.max())
     x, w = x / scale, weights / scale
