@@ -117,7 +117,12 @@ def test_sketches_add() -> None:
 
 def test_calls_counted_from_many_threads_all_count() -> None:
     watch = InputWatch(FOUR, LADDER)
-    threads = [threading.Thread(target=lambda: [watch.look({"x": floats(0, 3, 6, 9)}) for _ in range(500)]) for _ in range(4)]
+
+    def work() -> None:
+        for _ in range(500):
+            watch.look({"x": floats(0, 3, 6, 9)})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
