@@ -19,6 +19,7 @@ from typing import Final, Self
 
 import urllib3
 
+from edgeml.runtime.atomic import is_unwritable
 from edgeml.runtime.backends import Array
 from edgeml.runtime.config import AgentConfig, load_config
 from edgeml.runtime.device import Device, Job, Workers
@@ -32,7 +33,7 @@ STOP_S: Final = 15.0  # how long a closing agent waits for each of its threads
 
 
 class Worker:
-    """One thread that does jobs in the order they came."""
+    """One thread that does jobs in the order they came; they do not raise."""
 
     def __init__(self, name: str, *, done: Callable[[], None]) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -162,7 +163,7 @@ def _take(data: Path) -> int:
     """Lock the data folder until the process ends: two agents on one spool would send each other's numbers."""
     try:
         data.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _open_lock(data / "lock")
     except OSError as error:
         raise ConfigError(f"data folder {str(data)!r} cannot be used: {error.strerror}") from error
     try:
@@ -171,3 +172,12 @@ def _take(data: Path) -> int:
         os.close(descriptor)
         raise ConfigError(f"another agent uses {str(data)!r}", hint="stop it, or give [device] another data folder") from error
     return descriptor
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # what is installed must answer though nothing can be written

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ def write_file(path: Path, data: bytes, *, write: Write = os.write) -> None:
         OSError: nothing changed; the temporary file is gone.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
@@ -29,8 +32,18 @@ def write_file(path: Path, data: bytes, *, write: Write = os.write) -> None:
             os.close(descriptor)
         move(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that went read-only keeps it; the next write takes its place
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_unwritable(error: OSError) -> bool:
+    """The disk is full, or its file system has gone read-only, as a worn SD card's does."""
+    return is_full(error) or error.errno == errno.EROFS
 
 
 def write_all(descriptor: int, data: bytes | memoryview, *, write: Write = os.write) -> None:

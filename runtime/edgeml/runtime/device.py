@@ -13,6 +13,8 @@ comes back as events.
 
 from __future__ import annotations
 
+import functools
+import logging
 import queue
 import random
 import time
@@ -42,6 +44,7 @@ STATE_RETRY_S: Final = 5.0  # how often a full disk is asked again whether it ta
 MOST_MODELS: Final = 64  # on one device; a wrong document must not fill the disk with folders
 
 Job = Callable[[], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Device:
 
     Attributes:
         ignored: messages that were not what they claimed; counted, never acted on.
+        defects: errors that nothing foresaw; each cost one job, and is in the log.
         drift: by model, its manifest's digest and the newest comparison of each stream with the bundle's reference.
         dirty: set whenever something changed that a status file would show.
     """
@@ -109,6 +113,7 @@ class Device:
         self._managed: dict[str, _Managed] = {}
         self._closing = False
         self.ignored = 0
+        self.defects = 0
         self.drift: dict[str, tuple[str, dict[str, Drift]]] = {}
         self.dirty = True
         _make_folder(config.data)
@@ -116,16 +121,15 @@ class Device:
         self._trust = _trust(config, pool, now)
         self._policy = _policy(config)
         self.conversation = Conversation(
-            config, pool=pool, spool=self.spool, describe=self._state, on_desired=self.desired, ask=workers.ask, jitter=jitter
+            config, pool=pool, spool=self.spool, describe=self._state, on_desired=self.desired, ask=self._ask, jitter=jitter
         )
         self._window_ends = now() + config.telemetry.window_s * (0.5 + 0.5 * jitter())
 
     def start(self) -> None:
         """Take up where the last process stopped; afterwards every installed model answers."""
         folder = self.config.data / "models"
-        _make_folder(folder)
         known = sorted(self.config.models)
-        known += [place.name for place in sorted(folder.iterdir()) if place.is_dir() and place.name not in known]
+        known += [place.name for place in sorted(folder.glob("*")) if place.is_dir() and place.name not in known]
         for model in known:
             self._boot(self._manage(model))
 
@@ -140,7 +144,10 @@ class Device:
             self._inbox.put((target.model, updater.Wanted(document.rev, target)))
 
     def tick(self) -> None:
-        """Handle what arrived, let time pass, send."""
+        """Handle what arrived, let time pass, send. Does not raise: the thread has other work."""
+        self._guarded(self._tick)
+
+    def _tick(self) -> None:
         now = self._now()
         while not self._inbox.empty():
             model, event = self._inbox.get()
@@ -268,9 +275,21 @@ class Device:
     def _submit(self, managed: _Managed, update: Update, actions: Sequence[updater.Action]) -> None:
         if actions:
             model = managed.update.model
-            self._workers.update(
-                lambda: self._carry_out(managed, update, actions, lambda event: self._inbox.put((model, event)))
-            )
+            job = functools.partial(self._carry_out, managed, update, actions, lambda event: self._inbox.put((model, event)))
+            self._workers.update(functools.partial(self._guarded, job))
+
+    def _ask(self, job: Job) -> None:
+        self._workers.ask(functools.partial(self._guarded, job))
+
+    def _guarded(self, job: Job) -> None:
+        """A defect of ours costs one job, never the thread that keeps the device up to date."""
+        try:
+            job()
+        except Exception:
+            self.defects += 1
+            self.dirty = True
+            if self.defects & (self.defects - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: a defect in every tick must not fill a disk
+                log.exception("device %s: defect number %d", self.id, self.defects)
 
     def _carry_out(
         self, managed: _Managed, update: Update, actions: Sequence[updater.Action], post: Callable[[updater.Event], None]

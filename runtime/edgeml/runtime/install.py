@@ -6,6 +6,7 @@ as before, and the version that ran still runs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from edgeml.runtime import updater
 from edgeml.runtime.fetch import Fetcher, Superseded
-from edgeml.runtime.slots import Installed, Slots
+from edgeml.runtime.slots import Installed, Slots, storage_error
 from edgeml.runtime.trust import Custom, Signed, Trust
 from edgeml.wire.errors import (
     BundleError,
@@ -26,6 +27,8 @@ from edgeml.wire.errors import (
     WorkerError,
 )
 from edgeml.wire.messages import Target
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,15 @@ class Installer:
     factory: tuple[str, Path] | None = None
 
     def carry_out(self, action: updater.Work) -> updater.Event | None:
-        """Do it; what the machine should know of the outcome."""
+        """Do it; what the machine should know of the outcome. An error that no part foresaw fails the update, nothing more."""
+        try:
+            return self._carry_out(action)
+        except Exception as error:
+            log.exception("%s of %r failed in a way that nothing foresaw", type(action).__name__, self.model)
+            self.engine.note(self.model, f"internal: {error!r}")
+            return _unforeseen(action, error)
+
+    def _carry_out(self, action: updater.Work) -> updater.Event | None:
         match action:
             case updater.Fetch():
                 return self.fetch(action.target, action.attempt)
@@ -194,6 +205,23 @@ class Installer:
         if code in {"unreachable", "metadata_expired"}:
             return updater.Waiting(digest, attempt, code, str(error), moved)
         return updater.Failed(digest, attempt, code, str(error), is_retryable(error), moved)
+
+
+def _unforeseen(action: updater.Work, error: Exception) -> updater.Event | None:
+    """What a defect means for the update: what could not be done has failed; what could not be looked at is not healthy."""
+    failure = storage_error(error) if isinstance(error, OSError) else None
+    code, detail = ("internal", repr(error)) if failure is None else (failure.code, str(failure))
+    match action:
+        case updater.Fetch():
+            return updater.Failed(action.target.manifest_sha256 or "", action.attempt, code, detail, retryable=True)
+        case updater.SelfTest():
+            return updater.Failed(action.digest, action.attempt, code, detail, retryable=True)
+        case updater.CheckHealth():
+            return updater.Health(action.digest, 0, 0, f"{code}: {detail}")
+        case updater.Switch():
+            return None if action.digest is None else updater.Damaged(action.digest, f"{code}: {detail}")
+        case updater.Prune():
+            return None
 
 
 def code_of(error: EdgemlError) -> str:

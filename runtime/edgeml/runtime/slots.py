@@ -10,7 +10,7 @@ pointer does not name is rubbish and is removed at start. After every failure th
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from edgeml.runtime.atomic import Write, move, write_file
+from edgeml.runtime.atomic import Write, is_full, move, write_file
 from edgeml.wire.errors import UpdateError
 from edgeml.wire.manifest import Name, Sha256, Version
 from edgeml.wire.messages import Slot
@@ -56,8 +56,8 @@ class Slots:
         self._write = write
         self._slots = folder / "slots"
         self.downloads = folder / "download"
-        for place in (folder, self._slots, self.downloads):
-            place.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a full disk: there is nothing installed, and the next download tries again
+            self._make_folders()
         self._pointer = self._read()
         self._sweep()
 
@@ -84,9 +84,13 @@ class Slots:
         """Refuse before the first byte what cannot fit.
 
         Raises:
-            UpdateError: code `disk_full`, retryable.
+            UpdateError: code `disk_full` or `storage`, retryable.
         """
-        free = shutil.disk_usage(self.folder).free
+        try:
+            self._make_folders()
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise storage_error(error) from error
         if free < needed_bytes + SPARE_BYTES:
             what = f"{needed_bytes} bytes do not fit: {free} are free and {SPARE_BYTES} must stay so"
             raise UpdateError(what, code="disk_full", retryable=True, hint=FULL_DISK_HINT)
@@ -102,9 +106,10 @@ class Slots:
             others = tuple(s for s in self.installed if s.digest != slot.digest)
             self._store(_Pointer(self.active, (*others, slot)))
         except OSError as error:
-            file.unlink(missing_ok=True)
-            if self.find(slot.digest) is None:
-                self.path(slot.digest).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+                if self.find(slot.digest) is None:
+                    self.path(slot.digest).unlink(missing_ok=True)
             raise storage_error(error) from error
 
     def activate(self, digest: str | None) -> None:
@@ -139,9 +144,10 @@ class Slots:
 
     def clear_downloads(self, *, keep: str | None = None) -> None:
         """Delete unfinished downloads but the one of this sha256."""
-        for part in self.downloads.iterdir():
+        for part in self.downloads.glob("*"):
             if keep is None or part != self.part(keep):
-                part.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    part.unlink()
 
     def _read(self) -> _Pointer:
         try:
@@ -156,11 +162,16 @@ class Slots:
         write_file(self.folder / "slots.json", msgspec.json.encode(pointer), write=self._write)
         self._pointer = pointer
 
+    def _make_folders(self) -> None:
+        for place in (self.folder, self._slots, self.downloads):
+            place.mkdir(parents=True, exist_ok=True)
+
     def _sweep(self) -> None:
         named = {self.path(slot.digest) for slot in self.installed}
-        for file in self._slots.iterdir():
+        for file in self._slots.glob("*"):
             if file not in named:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # rubbish does no harm; the next sweep tries again
+                    file.unlink()
 
 
 def storage_error(error: OSError) -> UpdateError:
@@ -172,7 +183,3 @@ def storage_error(error: OSError) -> UpdateError:
         retryable=True,
         hint=FULL_DISK_HINT if full else None,
     )
-
-
-def is_full(error: OSError) -> bool:
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -8,15 +8,15 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
-
-from edgeml.wire.errors import EnvironmentProblem
+from urllib.parse import quote
 
 Lane = Literal["report", "telemetry"]
 
@@ -47,23 +47,23 @@ class Spool:
     Args:
         path: the database; made if absent. One that is damaged is set aside as `<name>.damaged` and a fresh one begun.
         cap_bytes: of the database file; the write-ahead log takes about 1 MiB on top.
+
+    Attributes:
+        was_damaged: the file was no ring any more.
+        is_on_disk: `False` while the disk takes nothing and the ring is in memory, for this process.
     """
 
     def __init__(self, path: Path, *, cap_bytes: int = 16 * 1024 * 1024) -> None:
         self._lock = threading.Lock()
         self._cap_pages = max(cap_bytes // PAGE_BYTES, 16)
         self.was_damaged = False
-        try:
-            self._db = self._open(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-                raise EnvironmentProblem(f"the spool {str(path)!r} cannot be opened: {error}") from error
-            self.was_damaged = True
-            _set_aside(path)
-            self._db = self._open(path)
+        self.is_on_disk = True
+        self._db = self._opened(path)
         last = self._number("seq", 0)
         self._seq = max(last + RESTART_GAP if last else 0, time.time_ns() // 1000)
         self._in_memory_drops = 0
+        self._in_memory_session = 0
+        self._unstored_acks: set[int] = set()  # the fleet has them, but the disk would not forget them yet
 
     def next_seq(self) -> int:
         """A number no message of this device ever had."""
@@ -73,41 +73,53 @@ class Spool:
 
     def put(self, seq: int, lane: Lane, payload: bytes) -> bool:
         """Keep a message; `False` if the disk would not take it (counted in `dropped`)."""
+
+        def store() -> None:
+            self._make_room(len(payload))
+            self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (seq, LANES[lane], payload))
+            self._set_number("seq", seq)
+
         with self._lock:
-            try:
-                with self._db:
-                    self._make_room(len(payload))
-                    self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (seq, LANES[lane], payload))
-                    self._set_number("seq", seq)
-            except sqlite3.OperationalError:  # disk full, file system gone read-only
-                self._in_memory_drops += 1
-                return False
-            return True
+            kept = self._written(store)
+            self._in_memory_drops += not kept
+            return kept
 
     def peek(self, limit: int, *, without: Collection[int] = ()) -> list[Row]:
         """The next messages to send, reports first, oldest first; `without` names those already under way."""
         with self._lock:
-            cursor = self._db.execute("SELECT seq, lane, payload FROM rows ORDER BY lane, seq LIMIT ?", (limit + len(without),))
+            leave = {*without, *self._unstored_acks}
             lanes: tuple[Lane, ...] = ("report", "telemetry")
-            rows = [Row(seq, lanes[lane], payload) for seq, lane, payload in cursor if seq not in without]
+            try:
+                cursor = self._db.execute(
+                    "SELECT seq, lane, payload FROM rows ORDER BY lane, seq LIMIT ?", (limit + len(leave),)
+                )
+                rows = [Row(seq, lanes[lane], payload) for seq, lane, payload in cursor if seq not in leave]
+            except sqlite3.Error:  # a disk that cannot be read at this moment
+                return []
         return rows[:limit]
 
     def ack(self, seqs: Iterable[int]) -> None:
-        """The fleet has these."""
-        with self._lock, self._db:
-            self._db.executemany("DELETE FROM rows WHERE seq = ?", [(seq,) for seq in seqs])
+        """The fleet has these. What a full disk will not forget, the next process sends again: harmless."""
+
+        def forget() -> None:
+            self._db.executemany("DELETE FROM rows WHERE seq = ?", [(seq,) for seq in self._unstored_acks])
+
+        with self._lock:
+            self._unstored_acks.update(seqs)
+            if self._written(forget):
+                self._unstored_acks.clear()
 
     def next_session(self, now: float) -> int:
         """A number above every earlier session of this device; milliseconds where the clock allows."""
-        with self._lock, self._db:
-            session = max(self._number("session", 0) + 1, int(now * 1000))
-            self._set_number("session", session)
-            return session
+        with self._lock:
+            self._in_memory_session = max(self._number("session", 0) + 1, self._in_memory_session + 1, int(now * 1000))
+            self._written(lambda: self._set_number("session", self._in_memory_session))
+            return self._in_memory_session
 
     def remember(self, name: str, value: int) -> None:
-        """Keep a small number over restarts."""
-        with self._lock, self._db:
-            self._set_number(f"kept.{name}", value)
+        """Keep a small number over restarts, if the disk takes it."""
+        with self._lock:
+            self._written(lambda: self._set_number(f"kept.{name}", value))
 
     def recall(self, name: str, default: int = 0) -> int:
         with self._lock:
@@ -121,11 +133,51 @@ class Spool:
 
     def __len__(self) -> int:
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM rows").fetchone()[0])
+            try:
+                return int(self._db.execute("SELECT count(*) FROM rows").fetchone()[0])
+            except sqlite3.Error:
+                return 0
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        """The ring on disk; a fresh one where that is damaged; one in memory where the disk takes nothing."""
+        try:
+            return self._open(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+                return self._in_memory(path)
+        self.was_damaged = True
+        try:
+            _set_aside(path)
+            return self._open(path)
+        except (OSError, sqlite3.Error):
+            return self._in_memory(path)
+
+    def _in_memory(self, path: Path) -> sqlite3.Connection:
+        """For a disk that takes nothing: the device answers all the same. Numbers go on from the file's if it can be read."""
+        self.is_on_disk = False
+        database = self._open(Path(":memory:"))
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)) as old:
+                database.executemany(
+                    "INSERT INTO numbers VALUES (?, ?)", old.execute("SELECT name, value FROM numbers").fetchall()
+                )
+        except sqlite3.Error:
+            pass  # there is nothing to go on from: the clock gives the numbers
+        database.commit()
+        return database
+
+    def _written(self, change: Callable[[], None]) -> bool:
+        """Whether a transaction went through; a full or read-only disk leaves all as it was."""
+        try:
+            with self._db:
+                change()
+        except sqlite3.DatabaseError:
+            return False
+        return True
 
     def _open(self, path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
@@ -161,7 +213,10 @@ class Spool:
         return pages - int(self._db.execute("PRAGMA freelist_count").fetchone()[0])
 
     def _number(self, name: str, default: int) -> int:
-        row = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
+        try:
+            row = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
+        except sqlite3.Error:
+            return default
         return default if row is None else int(row[0])
 
     def _set_number(self, name: str, value: int) -> None:

@@ -13,6 +13,7 @@ from edgeml.runtime.atomic import TEMPORARY_SUFFIX
 from edgeml.runtime.device import Device
 from edgeml.runtime.updater import Update
 from edgeml.wire.errors import ConfigError
+from edgeml.wire.messages import Drift
 
 FILE: Final = "status.json"
 REWRITE_S: Final = 10.0  # even when nothing happened, so that a dead agent shows
@@ -28,6 +29,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     code: str | None = None
     detail: str | None = None
     note: str | None = None
+    drift: dict[str, Drift] = {}  # by stream, the newest comparison with the bundle's reference
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -40,6 +42,7 @@ class Status(msgspec.Struct, frozen=True):
     spool_dropped: int
     ignored: int
     models: tuple[ModelStatus, ...]
+    defects: int = 0
 
 
 class StatusFile:
@@ -49,12 +52,16 @@ class StatusFile:
         self._device, self._pid, self._notes, self._clock = device, pid, notes, clock
         self._path = device.config.data / FILE
         self._written_at = -REWRITE_S
+        self._link = ""
 
     def refresh(self) -> None:
         age_s = self._clock() - self._written_at
-        if age_s < 1.0 or (age_s < REWRITE_S and not self._device.dirty):
+        if age_s < 1.0:
             return
-        self._device.dirty = False
+        link = _link_words(self._device)
+        if age_s < REWRITE_S and not self._device.dirty and link == self._link:
+            return
+        self._device.dirty, self._link = False, link
         self._written_at = self._clock()
         temporary = self._path.with_name(FILE + TEMPORARY_SUFFIX)
         try:
@@ -66,24 +73,27 @@ class StatusFile:
 
 def status_of(device: Device, pid: int, notes: dict[str, str]) -> Status:
     conversation = device.conversation
-    link = conversation.link
-    if link is None:
-        words = "no broker configured; polling" if conversation.poller is not None else "no fleet configured"
-    elif link.connected:
-        words = f"connected, MQTT {'5' if link.version == 5 else '3.1.1'}"
-    else:
-        words = f"down: {link.problem or 'connecting'}"
     return Status(
         device=device.id,
         pid=pid,
         at=time.time(),
-        link=words,
+        link=_link_words(device),
         service=conversation.problem or "ok",
         spool_rows=len(device.spool),
         spool_dropped=device.spool.dropped,
         ignored=device.ignored,
+        defects=device.defects,
         models=tuple(_model_status(device, update, notes.get(update.model)) for update in device.updates),
     )
+
+
+def _link_words(device: Device) -> str:
+    link = device.conversation.link
+    if link is None:
+        return "no broker configured; polling" if device.conversation.poller is not None else "no fleet configured"
+    if link.connected:
+        return f"connected, MQTT {'5' if link.version == 5 else '3.1.1'}"
+    return f"down: {link.problem or 'connecting'}"
 
 
 def read_status(data: Path) -> Status:
@@ -111,18 +121,25 @@ def screen(status: Status, now: float) -> str:
         f"service  {status.service}",
         f"spool    {status.spool_rows} waiting, {status.spool_dropped} dropped",
     ]
+    if status.defects:
+        lines.append(f"defects  {status.defects} errors that nothing foresaw; see the log")
     for model in status.models:
         wanted = f", wanted {model.wanted} ({model.stage})" if model.stage else ""
         digest = f" {model.active[:12]}" if model.active else ""
         lines.append(
             f"model    {model.name}  answers with {model.active_version or 'nothing'}{digest}{wanted}, rev {model.rev}"
         )
-        lines += [f"         {text}" for text in (_reason(model), model.note) if text]
+        lines += [f"         {text}" for text in (_reason(model), _drift(model), model.note) if text]
     return "\n".join(lines)
 
 
 def _reason(model: ModelStatus) -> str | None:
     return None if model.code is None else f"{model.code}: {model.detail}"
+
+
+def _drift(model: ModelStatus) -> str | None:
+    alarms = [f"{stream} (PSI {drift.psi:.2f})" for stream, drift in model.drift.items() if drift.alarm]
+    return f"drifts from its reference: {', '.join(alarms)}" if alarms else None
 
 
 def _model_status(device: Device, update: Update, note: str | None) -> ModelStatus:
@@ -136,4 +153,5 @@ def _model_status(device: Device, update: Update, note: str | None) -> ModelStat
         code=update.code,
         detail=update.detail,
         note=note,
+        drift=device.drift.get(update.model, ("", {}))[1],
     )
