@@ -149,6 +149,11 @@ class Agent:
     def status(self) -> Status:
         return status_of(self._device, os.getpid(), self._host.notes)
 
+    @property
+    def rounds(self) -> int:
+        """How often the agent's own thread went round; a watchdog sees by it that the thread lives."""
+        return 0 if self._loop is None else self._loop.rounds
+
     def _wake(self) -> None:
         if self._loop is not None:
             self._loop.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 import threading
@@ -14,30 +15,39 @@ import typer
 
 from edgeml.runtime.agent import Agent
 from edgeml.runtime.config import load_config
-from edgeml.runtime.status import ModelStatus, Status, read_status, screen
-from edgeml.wire.errors import ConfigError
+from edgeml.runtime.status import REWRITE_S, ModelStatus, Status, read_status, screen
+from edgeml.runtime.supervisor import Supervisor
+from edgeml.wire.errors import ConfigError, EnvironmentProblem
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Config = Annotated[Path, typer.Option("--config", help="The device's agent.toml.")]
 
 LOOK_S = 0.5
+STALE_S = 3 * REWRITE_S  # a status older than this was left by an agent that ended or hangs
 
 
 @app.command()
 def run(config: Config) -> None:
-    """Run until SIGTERM or Ctrl-C; prints a line whenever something changes."""
+    """Run until SIGTERM or Ctrl-C; prints a line whenever something changes. Tells systemd, where that started it."""
+    faulthandler.enable()  # a watchdog's SIGABRT leaves in the log where each thread hung
+    supervisor = Supervisor()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with Agent(config) as agent:
         _say(f"device {agent.config.device.id} up")
+        supervisor.ready()
         told: dict[str, str] = {}
         while not stopping.wait(LOOK_S):
-            for subject, line in _lines(agent.status):
-                if told.get(subject) != line:
-                    told[subject] = line
-                    _say(line)
+            supervisor.ping(agent.rounds)
+            news = [(subject, line) for subject, line in _lines(agent.status) if told.get(subject) != line]
+            for subject, line in news:
+                told[subject] = line
+                _say(line)
+            if news:
+                supervisor.status("; ".join(told.values()))
+        supervisor.stopping()
     _say("stopped")
 
 
@@ -66,9 +76,13 @@ def check(config: Config) -> None:
 
 @app.command()
 def status(config: Config, json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """What the agent of this configuration does, from the file it keeps."""
+    """What the agent of this configuration does, from the file it keeps. Exit code 6 if it no longer keeps it."""
     found = read_status(load_config(config).data)
-    print(msgspec.json.encode(found).decode() if json else screen(found, time.time()))
+    now = time.time()
+    print(msgspec.json.encode(found).decode() if json else screen(found, now))
+    if now - found.at > STALE_S:
+        hint = "start it: edgeml agent run --config …, or systemctl restart edgeml-agent"
+        raise EnvironmentProblem(f"the agent has not been heard of for {now - found.at:.0f} s", hint=hint)
 
 
 def _lines(found: Status) -> list[tuple[str, str]]:

@@ -22,6 +22,9 @@ class Loop:
 
     Args:
         after_tick: called after every round of ticks.
+
+    Attributes:
+        rounds: how often it went round; stands still when a tick hangs.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Loop:
         os.set_blocking(self._wake_writes, False)
         self._selector.register(self._wake_reads, _READ, None)
         self._stopping = threading.Event()
+        self.rounds = 0
 
     def run(self) -> None:
         """Until `stop`."""
@@ -46,6 +50,7 @@ class Loop:
                 for device in self._devices:
                     device.tick()
                 self._after_tick()
+                self.rounds += 1
         finally:
             self._selector.close()
             os.close(self._wake_reads)
