@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -28,6 +30,7 @@ from edgeml.runtime.drift import Line, State, start, step
 from edgeml.wire.manifest import Null
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 MONTHS: Final = 1000
 ALIKE_MONTHS: Final = 60
@@ -40,8 +43,6 @@ CLASSES: Final = (0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01)
 SIGMAS: Final = (0.25, 0.5, 1.0)
 SOON: Final = 2000  # calls
 CLEAN_CALLS: Final = 9000  # before a shift, at least: a device that has run for a while
-
-Draw = Callable[[np.random.Generator, int], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +84,21 @@ def main() -> None:
     parser.add_argument("--months", type=int, default=MONTHS, help="simulated device-months without drift")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    chance = np.random.default_rng(arguments.seed)
     began = time.monotonic()
-    clean = false_alarms(chance, arguments.months)
+    parts = max(1, min(4, os.cpu_count() or 1))
+    shifts = [*((sigma, CALLS, REFERENCE) for sigma in SIGMAS), (0.5, 5, 1000), (0.5, 120, 1000), (0.5, CALLS, 300)]
+    with ProcessPoolExecutor(parts) as pool:
+        share = [arguments.months // parts + (part < arguments.months % parts) for part in range(parts)]
+        clean_parts = [pool.submit(false_alarms, arguments.seed + part, months) for part, months in enumerate(share)]
+        alike_part = pool.submit(alike_alarms, arguments.seed, max(1, arguments.months * ALIKE_MONTHS // MONTHS))
+        powers = [pool.submit(power, arguments.seed, *shift) for shift in shifts]
+        clean, alike = np.concatenate([part.result() for part in clean_parts]), alike_part.result()
+        shifted = [one.result() for one in powers]
     print(f"clean    {_rate(clean)}")
-    alike = alike_alarms(chance, max(1, arguments.months * ALIKE_MONTHS // MONTHS))
     print(f"alike    {_rate(alike)}")
-    shifted = [
-        power(chance, sigma, per_window, samples)
-        for sigma, per_window, samples in [*((sigma, CALLS, REFERENCE) for sigma in SIGMAS), (0.5, 5, 1000), (0.5, 120, 1000),
-                                           (0.5, CALLS, 300), (0.5, CALLS, 5000)]
-    ]  # fmt: skip
     print("shift    calls a window  reference  found within 2,000  median  95 %")
     for found in shifted:
-        middle, late = np.quantile(found.calls, 0.5), np.quantile(found.calls, 0.95, method="higher")
+        middle, late = np.quantile(found.calls, [0.5, 0.95], method="higher")
         row = f"{found.sigma:4.2f} s   {found.per_window:14d}  {found.samples:9d}  {found.share:18.1%}"
         print(f"{row}  {middle:6.0f}  {late:6.0f}")
     print(f"{time.monotonic() - began:.0f} s")
@@ -113,8 +115,9 @@ def main() -> None:
         print(json.dumps(record))
 
 
-def false_alarms(chance: np.random.Generator, devices: int) -> NDArray[np.int64]:
+def false_alarms(seed: int, devices: int) -> Ints:
     """Alarms of each device in 30 days of independent calls from its reference's own truth."""
+    chance = np.random.default_rng([seed, 1])
     lines = _lines(chance, devices, REFERENCE)
     states = [start(line, devices) for line in lines]
     alarms = np.zeros(devices, np.int64)
@@ -127,8 +130,9 @@ def false_alarms(chance: np.random.Generator, devices: int) -> NDArray[np.int64]
     return alarms
 
 
-def alike_alarms(chance: np.random.Generator, devices: int) -> NDArray[np.int64]:
+def alike_alarms(seed: int, devices: int) -> Ints:
     """The same for an input whose calls resemble each other."""
+    chance = np.random.default_rng([seed, 2])
     line = _lines(chance, devices, REFERENCE)[0]
     state, alarms = start(line, devices), np.zeros(devices, np.int64)
     calls = np.full(devices, float(CALLS))
@@ -138,8 +142,9 @@ def alike_alarms(chance: np.random.Generator, devices: int) -> NDArray[np.int64]
     return alarms
 
 
-def power(chance: np.random.Generator, sigma: float, per_window: int, samples: int, clean: int = CLEAN_CALLS) -> Found:
+def power(seed: int, sigma: float, per_window: int, samples: int, clean: int = CLEAN_CALLS) -> Found:
     """How many calls after a shift of the input the device of each run says so."""
+    chance = np.random.default_rng([seed, 3])
     line = _lines(chance, RUNS, samples)[0]
     state = start(line, RUNS)
     shares = [_shares_of_normal(0.0), _shares_of_normal(sigma)]
@@ -156,7 +161,7 @@ def power(chance: np.random.Generator, sigma: float, per_window: int, samples: i
     return Found(sigma, per_window, samples, found)
 
 
-def _next(line: Line, state: State, counts: NDArray[np.int64], calls: Floats) -> tuple[State, NDArray[np.bool_]]:
+def _next(line: Line, state: State, counts: Ints, calls: Floats) -> tuple[State, NDArray[np.bool_]]:
     state, verdict = step(line, state, counts.astype(np.float64), calls, 60.0)
     return state, verdict.began if verdict is not None else np.zeros(len(calls), np.bool_)
 
@@ -179,7 +184,7 @@ def _shares_of_normal(mean: float) -> Floats:
     return np.diff([0.0, *below, 1.0])
 
 
-def _alike(chance: np.random.Generator, devices: int) -> Iterator[NDArray[np.int64]]:
+def _alike(chance: np.random.Generator, devices: int) -> Iterator[Ints]:
     """Windows of counts of x' = ALIKE * x + sqrt(1 - ALIKE^2) * noise."""
     x = chance.standard_normal(devices)
     step_size = np.sqrt(1 - ALIKE**2)
@@ -193,7 +198,7 @@ def _alike(chance: np.random.Generator, devices: int) -> Iterator[NDArray[np.int
         yield np.bincount((bins + rows).ravel(), minlength=devices * INPUT_BINS).reshape(devices, INPUT_BINS)
 
 
-def _rate(alarms: NDArray[np.int64]) -> str:
+def _rate(alarms: Ints) -> str:
     return (
         f"{alarms.sum()} false alarms in {len(alarms)} device-months of {WINDOWS:,} windows: {alarms.mean():.4f} in 30 days,"
         f" {(alarms > 0).sum()} devices"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeml.fleet.devices import Inventory
 from edgeml.fleet.ingest import Inbound, Ingest
 from edgeml.fleet.store import Store, devices, messages
-from edgeml.wire.messages import Report, Slot, State, Telemetry, encode
+from edgeml.wire.messages import Drift, Report, Slot, State, Telemetry, encode
 from edgeml.wire.sketches import Histogram, LatencySketch
 
 A = "a" * 64
@@ -131,3 +131,18 @@ def test_no_field_of_any_other_value_raises(ingest: Ingest, message: Report | Te
     fields = {name: msgspec.to_builtins(getattr(message, name)) for name in message.__struct_fields__}
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(_JSON)
     ingest.take([Inbound("d1", type(message).__name__.lower(), msgspec.json.encode(fields))])
+
+
+def test_a_device_that_drifts_shows_until_it_is_back(store: Store, ingest: Ingest) -> None:
+    far, near = Drift(1800, 0.4, 0.05, alarm=True), Drift(900, 0.01, 0.001)
+
+    def shown() -> dict[str, dict[str, tuple[str, ...]]]:
+        with store.read() as connection:
+            return messages.drifts_of(connection)
+
+    ingest.take([inbound(window(2, drift={"input:x": far, "classes": near}), "telemetry")])
+    assert shown() == {"d1": {"kws": ("input:x",)}}
+    ingest.take([inbound(window(1), "telemetry")])  # came late: an older window says nothing about now
+    assert shown() == {"d1": {"kws": ("input:x",)}}
+    ingest.take([inbound(window(3, drift={"input:x": near}), "telemetry")])
+    assert shown() == {}

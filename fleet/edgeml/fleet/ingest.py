@@ -130,7 +130,7 @@ def _is_sane(message: Message) -> bool:
                 _fit(counts, times) and all(len(text) <= 4 * _TEXT for text in texts if text) and len(message.slots) <= _ENTRIES
             )
         case Telemetry():
-            tables = (message.errors, message.fallbacks)
+            tables = (message.errors, message.fallbacks, message.inputs, message.drift)
             buckets = list(message.latency.buckets.values()) if message.latency else []
             counts = [
                 message.seq,
@@ -141,6 +141,9 @@ def _is_sane(message: Message) -> bool:
                 *message.fallbacks.values(),
             ]
             counts += list(message.confidence.counts) if message.confidence else []
+            for sketch in message.inputs.values():
+                counts += [sketch.calls, *sketch.counts, sketch.nan, sketch.outside, sketch.constant]
+            counts += [drift.calls for drift in message.drift.values()]
             few = all(len(table) <= _ENTRIES and all(len(key) <= _TEXT for key in table) for table in tables)
             return few and _fit(counts, [message.start, message.seconds])
         case State():

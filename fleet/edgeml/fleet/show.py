@@ -27,11 +27,12 @@ def devices(listed: Sequence[Answer]) -> str:
             ago(one["last_seen"]),
             " ".join(f"{model}@{version}" for model, version in one["installed"].items()) or "-",
             " ".join(f"{model}@{version or 'none'}" for model, version in one["wanted"].items()) or "-",
+            " ".join(f"{model}:{','.join(streams)}" for model, streams in one["drift"].items()) or "-",
             " ".join(f"{key}={value}" for key, value in one["tags"].items()),
         )
         for one in listed
     ]
-    return table(("device", "is", "seen", "runs", "wanted", "tags"), rows)
+    return table(("device", "is", "seen", "runs", "wanted", "drifts", "tags"), rows)
 
 
 def models(listed: Sequence[Answer]) -> str:

@@ -48,6 +48,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     runtime: str = ""
     arch: str = ""
     engines: dict[str, str] = {}
+    drift: dict[str, tuple[str, ...]] = {}  # model -> streams that left the reference
 
 
 class BrokerView(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ class FleetView(msgspec.Struct, frozen=True):
 
     devices: int
     online: int
+    drifting: int  # devices with a stream in alarm
     by_version: dict[str, dict[str, int]]
 
 
@@ -111,7 +113,7 @@ def rollout_view(connection: Connection, state: RolloutState) -> RolloutView:
     )
 
 
-def device_view(row: DeviceRow, active: dict[str, str]) -> DeviceView:
+def device_view(row: DeviceRow, active: dict[str, str], drift: dict[str, tuple[str, ...]]) -> DeviceView:
     return DeviceView(
         id=row.id,
         online=row.online,
@@ -125,12 +127,14 @@ def device_view(row: DeviceRow, active: dict[str, str]) -> DeviceView:
         runtime=row.state.runtime if row.state else "",
         arch=row.state.arch if row.state else "",
         engines=row.state.engines if row.state else {},
+        drift=drift,
     )
 
 
 def device_views(connection: Connection, *, after: str = "", limit: int | None = None) -> list[DeviceView]:
-    active = messages.installed_of(connection)
-    return [device_view(row, active.get(row.id, {})) for row in devices.listed(connection, after=after, limit=limit)]
+    active, drift = messages.installed_of(connection), messages.drifts_of(connection)
+    listed = devices.listed(connection, after=after, limit=limit)
+    return [device_view(row, active.get(row.id, {}), drift.get(row.id, {})) for row in listed]
 
 
 def service_view(fleet: Fleet, connection: Connection) -> ServiceView:
@@ -160,7 +164,7 @@ def fleet_view(connection: Connection) -> FleetView:
     by_version: dict[str, dict[str, int]] = {}
     for model, version, count in connection.execute(select(*columns, func.count()).group_by(*columns).order_by(*columns)):
         by_version.setdefault(model, {})[version] = count
-    return FleetView(enrolled, online, by_version)
+    return FleetView(enrolled, online, len(messages.drifts_of(connection)), by_version)
 
 
 def overview(fleet: Fleet, *, device_limit: int, event_limit: int) -> Overview:
@@ -181,8 +185,9 @@ def device_page(fleet: Fleet, device: str) -> dict[str, Any] | None:
         row = devices.find(connection, device)
         if row is None:
             return None
+        active, drift = messages.installed_of(connection, device), messages.drifts_of(connection, device)
         return {
-            "device": device_view(row, messages.installed_of(connection, device).get(device, {})),
+            "device": device_view(row, active.get(device, {}), drift.get(device, {})),
             "desired": row.desired,
             "state": row.state,
             "attempts": messages.attempts_of(connection, device),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from edgeml.fleet.store.database import upsert
-from edgeml.fleet.store.tables import attempts, installed, reports, telemetry
+from edgeml.fleet.store.tables import attempts, drifts, installed, reports, telemetry
 from edgeml.wire.messages import Report, Telemetry
 
 
@@ -74,7 +74,34 @@ def add_telemetry(connection: Connection, window: Telemetry, received_at: float)
         start=window.start, seconds=window.seconds, runs=window.runs, errors=sum(window.errors.values()),
         fallbacks=sum(window.fallbacks.values()), body_json=msgspec.json.encode(window).decode(),
     )  # fmt: skip
-    return bool(connection.execute(insert.on_conflict_do_nothing(index_elements=["device", "seq"])).rowcount > 0)
+    if connection.execute(insert.on_conflict_do_nothing(index_elements=["device", "seq"])).rowcount < 1:
+        return False
+    _note_drift(connection, window)
+    return True
+
+
+def _note_drift(connection: Connection, window: Telemetry) -> None:
+    """Keep which streams stand in alarm, as of the newest window: every window names all of them."""
+    alarms = sorted(stream for stream, drift in window.drift.items() if drift.alarm)
+    streams = {"seq": window.seq, "streams_json": msgspec.json.encode(alarms).decode()}
+    newer = drifts.c.seq < window.seq
+    if alarms:
+        insert = upsert(connection, drifts).values(device=window.device, model=window.model, **streams)
+        connection.execute(insert.on_conflict_do_update(index_elements=["device", "model"], set_=streams, where=newer))
+    else:
+        mine = (drifts.c.device == window.device) & (drifts.c.model == window.model)
+        connection.execute(update(drifts).where(mine & newer).values(**streams))
+
+
+def drifts_of(connection: Connection, device: str | None = None) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Device -> model -> the streams in alarm; only devices that have any."""
+    query = select(drifts) if device is None else select(drifts).where(drifts.c.device == device)
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for row in connection.execute(query):
+        streams = tuple(msgspec.json.decode(row.streams_json, type=list[str]))
+        if streams:
+            found.setdefault(row.device, {})[row.model] = streams
+    return found
 
 
 def attempts_of(connection: Connection, device: str) -> list[Attempt]:

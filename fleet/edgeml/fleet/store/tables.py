@@ -120,6 +120,15 @@ telemetry = Table(
 )
 Index("telemetry_of_model", telemetry.c.model, telemetry.c.id)
 
+drifts = Table(
+    "drifts",  # devices whose newest window of a model has a stream in alarm
+    metadata,
+    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("streams_json", Text, nullable=False),
+)
+
 rollouts = Table(
     "rollouts",
     metadata,

@@ -42,6 +42,7 @@ export function drawFleet(overview) {
     figure("Devices", number(fleet.devices)),
     figure("Online", number(fleet.online), fleet.devices ? percent(fleet.online / fleet.devices) : ""),
     figure("Changing version", number(changing), shown),
+    ...(fleet.drifting ? [figure("Drifting", number(fleet.drifting), percent(fleet.drifting / fleet.devices))] : []),
     figure("Windows of telemetry", number(service.telemetry)),
   );
   const models = Object.entries(fleet.by_version).map(([model, counts]) => drawVersions(model, counts, fleet.devices));
@@ -131,7 +132,7 @@ export function drawDevices(overview, wanted) {
   const rows = found.map((device) => el("tr", {},
     el("td", {}, device.id),
     el("td", {}, el("span", { class: device.online ? "state" : "state off" }, device.online ? "online" : seen(device, overview.service.now))),
-    el("td", {}, runs(device)),
+    el("td", {}, runs(device), drifts(device)),
     el("td", { class: "tags" }, Object.values(device.tags).join(" · ")),
     el("td", { class: "tags" }, Object.entries(device.engines).map(([name, version]) => `${name} ${version}`).join(", "))));
   const more = overview.fleet.devices - overview.devices.length;
@@ -141,6 +142,11 @@ export function drawDevices(overview, wanted) {
 
 const haystack = (device) => [device.id, device.arch, ...Object.values(device.tags), ...Object.entries(device.installed).flat()].join(" ").toLowerCase();
 const seen = (device, now) => (device.last_seen ? `off, seen ${ago(now - device.last_seen)}` : "never seen");
+
+function drifts(device) {
+  const found = Object.entries(device.drift).map(([model, streams]) => `${model}: ${streams.join(", ")}`);
+  return found.length ? el("div", { class: "small bad" }, `drifts from its reference: ${found.join("; ")}`) : null;
+}
 
 function runs(device) {
   const now = Object.entries(device.installed).map(([model, version]) => `${model} ${version}`);
