@@ -39,7 +39,7 @@ def test_published_model_computes_the_same_in_every_precision(name: str, models_
             "edgeml.exporter.source.tensorflow:reference",
             source=source,
             inputs=str(tmp_path / "in.npz"),
-            outputs=str(tmp_path / "out.npz"),
+            out=str(tmp_path / "out.npz"),
         )
         worker.call("edgeml.exporter.convert.coreml:from_tensorflow", source=source, out=str(tmp_path / "fp32"))
     with Worker("quantize", tmp_path, blocked=("tensorflow",)) as worker:

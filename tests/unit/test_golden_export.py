@@ -100,7 +100,7 @@ def drawn(count: int, seed: int = 1) -> Samples:
 def bundle() -> tuple[Samples, Golden, dict[str, bytes]]:
     samples = drawn(400)
     indices = pick(samples, samples.labels)
-    golden, blobs = make_golden(simulated(b"int8"), samples, indices, SIGNATURE, scores="p")
+    golden, blobs = make_golden(simulated(b"int8"), samples, indices, SIGNATURE, scores="p", precision="int8")
     return samples.take(indices), golden, blobs
 
 
@@ -180,7 +180,7 @@ def test_a_float_file_whose_kernels_agree_gets_a_bound_of_rounding(bundle: tuple
 
 def test_a_regression_has_no_classes_to_agree_on() -> None:
     samples = drawn(20)
-    golden, _ = make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores=None)
+    golden, _ = make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores=None, precision="int8")
     assert golden.least_agreement == 0.0
 
 

@@ -59,9 +59,13 @@ class Judged(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-def warm(*, format: Format) -> None:  # noqa: A002 - the field's word
-    """Job: import what the format needs, while the source is being loaded."""
+def warm_engine(*, format: Format) -> None:  # noqa: A002 - the field's word
+    """Job: import what judges the format, while the source is being loaded."""
     _open(format)
+
+
+def warm_tools(*, format: Format) -> None:  # noqa: A002 - the field's word
+    """Job: import what quantizes the format, if that takes long."""
     if format == "coreml":
         from edgeml.exporter.convert.coreml import coremltools
 
@@ -111,7 +115,7 @@ def judge(
         return msgspec.to_builtins(Judged(artifact, "fail", engine, latency, parity.reason))
     budget = None if precision == "fp32" else asked.budget  # equal to the source up to rounding: nothing to bound
     task = score(reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores)
-    golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, half=precision == "fp16")
+    golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, precision=precision)
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
     confidence, classes = _own_counts(asked, reference, got)

@@ -34,6 +34,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Convert and quantize a model, prove the result, and pack it as a bundle.
@@ -43,6 +44,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop, name=name,
         version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
+        cache=not no_cache,
     )  # fmt: skip
     exported = _export(plan, json=json)
     if json:

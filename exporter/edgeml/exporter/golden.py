@@ -22,7 +22,7 @@ from edgeml.runtime.backends import Array, EngineOptions, OpenBackend
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EngineError, ParityError
-from edgeml.wire.manifest import Binding, Format, Golden, GoldenOutput, Signature, TensorBlob
+from edgeml.wire.manifest import Binding, Format, Golden, GoldenOutput, Precision, Signature, TensorBlob
 
 GOLDEN_SAMPLES: Final = 32
 KERNELS: Final[dict[Format, tuple[str, ...]]] = {
@@ -39,6 +39,9 @@ RMS_STEPS: Final = 0.5  # what rounding may add to the root mean square
 BIAS_STEPS: Final = 0.25  # and to the mean, where it cancels: a shift of all outputs by one step must show
 LEVELS: Final = 256  # values an 8-bit output can have
 ENVELOPE_SAMPLES: Final = 400  # reference kernels take up to 100 times as long as those of devices
+FLOAT_ENVELOPE_SAMPLES: Final = (
+    100  # float kernels differ by rounding alone: within 11 % of what 400 samples show (int8: 2.4 times)
+)
 AGREEMENT_MARGIN: Final = 2  # golden samples that may flip beyond those seen to; 1 where all kernels here agree on all samples
 
 
@@ -97,27 +100,28 @@ def make_golden(
     signature: Signature,
     *,
     scores: str | None,
-    half: bool = False,
+    precision: Precision = "fp32",
 ) -> tuple[Golden, dict[str, bytes]]:
     """What a board must answer to the golden samples, and the blobs that say it.
 
     Args:
         file: the artifact.
-        samples: all samples at hand; at most `ENVELOPE_SAMPLES` of them measure the envelope.
+        samples: all samples at hand; some of them measure the envelope.
         indices: the golden ones among them, as `pick` gives them.
         signature: of the bundle.
         scores: the output with class scores, `None` for tasks without classes.
-        half: whether arithmetic in float16 is a healthy way to run the artifact.
+        precision: of the artifact; arithmetic in float16 is a healthy way to run fp16.
 
     Raises:
         EngineError, ModelError: the default kernels cannot run it.
         ParityError: an output is not finite.
     """
-    spaced = np.linspace(0, len(samples) - 1, min(ENVELOPE_SAMPLES, len(samples))).astype(int).tolist()
+    count = min(ENVELOPE_SAMPLES if precision == "int8" else FLOAT_ENVELOPE_SAMPLES, len(samples))
+    spaced = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
     measured = sorted({*indices, *spaced})
     by_kernels = kernel_answers(file, samples.take(measured), signature)
     at = [measured.index(index) for index in indices]
-    return envelope(by_kernels, at, file.outputs, scores=scores, half=half)
+    return envelope(by_kernels, at, file.outputs, scores=scores, half=precision == "fp16")
 
 
 def kernel_answers(file: ModelFile, samples: Samples, signature: Signature) -> dict[str, dict[str, Array]]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import platform
 import shutil
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from edgeml.exporter.artifact import Judged, Trial
+from edgeml.exporter.cache import Cache, default_cache
 from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.lifeline import work_folder
@@ -26,12 +25,13 @@ from edgeml.exporter.pack import pack
 from edgeml.exporter.parity import class_output, detect_task, post_processing, score
 from edgeml.exporter.parity.metrics import class_scores
 from edgeml.exporter.plan import ExportPlan
-from edgeml.exporter.progress import Outcome, Progress, Silent
+from edgeml.exporter.progress import Progress, Silent
 from edgeml.exporter.reference import make_reference
 from edgeml.exporter.report.structs import Report, Stage, verdict_of
 from edgeml.exporter.report.write import write_report
 from edgeml.exporter.source import SourceModel, SourceRef, locate
-from edgeml.exporter.source.model import names, read_arrays, write_arrays
+from edgeml.exporter.source.model import fingerprint, names, read_arrays, write_arrays
+from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, EnvironmentProblem, ParityError, PlanError
@@ -62,6 +62,15 @@ class Subject:
     trial: Trial
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """An fp32 model file; `kept` if it is from the cache."""
+
+    model: Path
+    notes: list[str]
+    kept: bool
+
+
 def export(plan: ExportPlan, progress: Progress | None = None, *, command: str = "") -> Exported:
     """Run a plan. The bundle and the reports appear in `plan.out` whole or not at all.
 
@@ -85,6 +94,9 @@ class _Run:
         self.plan, self.folder, self.progress = plan, folder, progress
         self.stages: list[Stage] = []
         (folder / "blobs").mkdir()
+        self.cache = default_cache() if plan.cache else Cache(None)
+        self.known = ""  # the source's fingerprint, once it was read
+        self.calibrated = ""  # the calibration samples' sha256, once they were
         example = plan.calib or plan.evaluation
         self.ref = locate(plan.source, trust=plan.trust, example=str(example) if example else None, seed=plan.seed)
         self.source = stack.enter_context(_source_worker(self.ref, folder, plan.time_limit_s))
@@ -100,12 +112,24 @@ class _Run:
     def read_source(self) -> SourceModel:
         """The source's description; the formats' engines are imported meanwhile."""
         for format_, worker in self.judges.items():
-            self.lanes.submit(_warm, worker, format_)
+            self.lanes.submit(_warm, worker, "engine", format_)
         with self.step("read the source") as step:
-            described = self.source.call(f"{JOBS}.source.{self.ref.family}:describe", source=msgspec.to_builtins(self.ref))
+            described, kept = self.cache.call(
+                self.source, f"{JOBS}.source.{self.ref.family}:describe", fingerprint(self.ref),
+                source=msgspec.to_builtins(self.ref),
+            )  # fmt: skip
             model = msgspec.convert(described, SourceModel)
-            step.note = f"{model.kind}, {model.bytes:,} bytes"
+            step.note = f"{model.kind}, {model.bytes:,} bytes{_from_cache(kept)}"
+        if not kept and set(self.plan.precisions) != {"fp32"}:
+            for format_, worker in self.judges.items():
+                self.lanes.submit(_warm, worker, "tools", format_)
+        self.known = model.fingerprint
         return model
+
+    def _depends(self, **more: object) -> dict[str, object] | None:
+        """What a job on the source depends on."""
+        told = {"source": self.known, "kind": self.ref.kind, "factory": self.ref.factory, "seed": self.ref.seed}
+        return {**told, **more} if self.known else None
 
     def reference(self, model: SourceModel, data: Data) -> dict[str, Array]:
         """The source's outputs for the samples that judge.
@@ -115,12 +139,11 @@ class _Run:
         """
         with self.step("run the source") as step:
             write_arrays(self.folder / "judging.npz", [data.judging.inputs[name] for name in names(model.signature.inputs)])
-            self.source.call(
-                f"{JOBS}.source.{self.ref.family}:reference",
-                source=msgspec.to_builtins(self.ref),
-                inputs=str(self.folder / "judging.npz"),
-                outputs=str(self.folder / "reference.npz"),
-            )
+            _, kept = self.cache.call(
+                self.source, f"{JOBS}.source.{self.ref.family}:reference", self._depends(samples=data.judging.sha256),
+                out=self.folder / "reference.npz",
+                source=msgspec.to_builtins(self.ref), inputs=str(self.folder / "judging.npz"),
+            )  # fmt: skip
             outputs = read_arrays(self.folder / "reference.npz", names(model.signature.outputs))
             for name, values in outputs.items():
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -128,7 +151,7 @@ class _Run:
                     raise ParityError(
                         f"output {name!r} of the source itself is not finite for sample {bad}", hint="check the samples' scale"
                     )
-            step.note = f"{len(data.judging)} samples"
+            step.note = f"{len(data.judging)} samples{_from_cache(kept)}"
         return outputs
 
     def subject(self, model: SourceModel, data: Data, outputs: dict[str, Array]) -> Subject:
@@ -139,7 +162,7 @@ class _Run:
         """
         calibration = labels = None
         if data.calibration is not None:
-            calibration = str(self.folder / "calibration.npz")
+            calibration, self.calibrated = str(self.folder / "calibration.npz"), data.calibration.sha256
             write_arrays(calibration, [data.calibration.inputs[name] for name in names(model.signature.inputs)])
         if data.judging.labels is not None:
             labels = str(self.folder / "labels.npy")
@@ -168,26 +191,31 @@ class _Run:
         """Every artifact that was asked for, in the plan's order. Conversions queue, since one process holds the source."""
         with ThreadPoolExecutor(1) as source:
             ordered = [format_ for format_ in ORDER if format_ in self.plan.formats]
-            converted = {format_: source.submit(self._convert, format_) for format_ in ordered}
+            converted = {format_: source.submit(self._convert, format_, self.cache) for format_ in ordered}
             lanes = {format_: self.lanes.submit(self._lane, format_, converted[format_], trial) for format_ in ordered}
             return [made for format_ in self.plan.formats for made in lanes[format_].result()]
 
-    def _convert(self, format_: Format) -> tuple[Path, list[str]]:
+    def _convert(self, format_: Format, cache: Cache) -> Converted:
         out = self.folder / f"fp32.{format_}"
         with self.step(f"{format_} convert") as step:
-            notes = self.source.call(
-                f"{JOBS}.convert.{format_}:from_{self.ref.family}", source=msgspec.to_builtins(self.ref), out=str(out)
-            )
-            step.note = f"{out.stat().st_size:,} bytes"
-        return out, list(notes or ())
+            notes, kept = cache.call(
+                self.source, f"{JOBS}.convert.{format_}:from_{self.ref.family}", self._depends(),
+                out=out, source=msgspec.to_builtins(self.ref),
+            )  # fmt: skip
+            step.note = f"{out.stat().st_size:,} bytes{_from_cache(kept)}"
+        return Converted(out, list(notes or ()), kept)
 
-    def _lane(self, format_: Format, converted: Future[tuple[Path, list[str]]], trial: Trial) -> list[Made]:
+    def _lane(self, format_: Format, conversion: Future[Converted], trial: Trial) -> list[Made]:
         """One format, from fp32 to the smallest precision. A failure leaves the others standing."""
         try:
-            model, notes = converted.result()
+            converted = conversion.result()
+            whole = self._judge(format_, "fp32", converted.model, converted.notes, trial)
+            if converted.kept and not whole.passed:  # the source changed in a way that its fingerprint does not see
+                converted = self._convert(format_, Cache(None))
+                whole = self._judge(format_, "fp32", converted.model, converted.notes, trial)
         except EdgemlError as refusal:
             return [Made(format_, precision, None, None, refusal) for precision in self.plan.precisions]
-        whole = self._judge(format_, "fp32", model, notes, trial)
+        model = converted.model
         made = [whole]
         for precision in self.plan.precisions:
             if precision == "fp32":
@@ -202,12 +230,15 @@ class _Run:
         out = self.folder / f"{precision}.{format_}"
         try:
             with self.step(f"{format_} {precision} make") as step:
-                notes = self.judges[format_].call(
-                    f"{JOBS}.artifact:quantize",
-                    trial=msgspec.to_builtins(trial), format=format_, precision=precision, model=str(model), out=str(out),
-                    inputs=msgspec.to_builtins(whole.artifact.inputs),
+                inputs = msgspec.to_builtins(whole.artifact.inputs)
+                depends = {"model": whole.artifact.sha256, "format": format_, "precision": precision, "task": trial.task}
+                if precision == "int8":
+                    depends |= {"calibration": self.calibrated, "inputs": inputs}
+                notes, kept = self.cache.call(
+                    self.judges[format_], f"{JOBS}.artifact:quantize", depends, out=out,
+                    trial=msgspec.to_builtins(trial), format=format_, precision=precision, model=str(model), inputs=inputs,
                 )  # fmt: skip
-                step.note = f"{out.stat().st_size:,} bytes"
+                step.note = f"{out.stat().st_size:,} bytes{_from_cache(kept)}"
         except EdgemlError as error:
             return Made(format_, precision, None, None, error)
         return self._judge(format_, precision, out, list(notes), trial)
@@ -309,30 +340,8 @@ class _Run:
             command=command,
         )
 
-    def step(self, name: str) -> _Step:
-        return _Step(name, self.progress, self.stages)
-
-
-class _Step:
-    """A timed step that tells the progress how it ended; an error ends it as failed and goes on."""
-
-    def __init__(self, name: str, progress: Progress, stages: list[Stage]) -> None:
-        self.name, self.note = name, ""
-        self.outcome: Outcome = "done"
-        self._progress, self._stages = progress, stages
-        self._started = 0.0
-
-    def __enter__(self) -> Self:
-        self._started = time.monotonic()
-        self._progress.begin(self.name)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stages.append(Stage(self.name, round(time.monotonic() - self._started, 3)))
-        if error is not None:
-            self._progress.end(self.name, "fail", str(error))
-        else:
-            self._progress.end(self.name, self.outcome, self.note)
+    def step(self, name: str) -> Step:
+        return Step(name, self.progress, self.stages)
 
 
 def _make_folder(folder: Path) -> None:
@@ -356,13 +365,18 @@ def _move(path: Path, folder: Path) -> Path:
 
 def _source_worker(ref: SourceRef, folder: Path, time_limit_s: float) -> Worker:
     legacy = ref.kind in {"keras-h5", "savedmodel"}
-    blocked = () if ref.family == "tensorflow" else ("tensorflow", "tf_keras", "keras")
+    # coremltools imports every framework it finds: seconds for one that the source does not need.
+    blocked = ("torch",) if ref.family == "tensorflow" else ("tensorflow", "tf_keras", "keras")
     environment = {"TF_USE_LEGACY_KERAS": "1"} if legacy else {}
     return Worker("source", folder, environment=environment, blocked=blocked, time_limit_s=time_limit_s)
 
 
-def _warm(worker: Worker, format_: Format) -> None:
+def _from_cache(kept: bool) -> str:
+    return ", from the cache" if kept else ""
+
+
+def _warm(worker: Worker, what: str, format_: Format) -> None:
     try:
-        worker.call(f"{JOBS}.artifact:warm", format=format_)
+        worker.call(f"{JOBS}.artifact:warm_{what}", format=format_)
     except EdgemlError:
         return  # the first artifact meets the same error and reports it

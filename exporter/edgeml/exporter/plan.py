@@ -27,7 +27,10 @@ Choice = TypeVar("Choice", Format, Precision)
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """One export. `max_drop` is in percentage points, `None` accepts any; `out` is the folder for bundle and report."""
+    """One export. `max_drop` is in percentage points, `None` accepts any; `out` is the folder for bundle and report.
+
+    `cache` lets slow steps be taken from earlier exports of the same source; the bundle's bytes are the same either way.
+    """
 
     source: str
     formats: tuple[Format, ...]
@@ -43,6 +46,7 @@ class ExportPlan:
     seed: int = 0
     trust: bool = False
     time_limit_s: float = 600.0
+    cache: bool = True
 
     @property
     def bundle(self) -> Path:
@@ -74,6 +78,7 @@ def make_plan(
     seed: int = 0,
     trust: bool = False,
     time_limit_s: float = 600.0,
+    cache: bool = True,
 ) -> ExportPlan:
     """Check what was typed.
 
@@ -114,6 +119,7 @@ def make_plan(
         seed=seed,
         trust=trust,
         time_limit_s=time_limit_s,
+        cache=cache,
     )
 
 

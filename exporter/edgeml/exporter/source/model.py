@@ -28,6 +28,8 @@ FAMILY: Final[dict[Kind, Family]] = {
     "torchscript": "torch",
     "onnx": "onnx",
 }
+WHOLE: Final[frozenset[Kind]] = frozenset({"keras-h5", "keras", "savedmodel", "torch-pt2", "torchscript"})
+"""Kinds whose file or folder holds all there is to the model."""
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -47,7 +49,10 @@ class SourceRef(msgspec.Struct, frozen=True):
 
 
 class SourceModel(msgspec.Struct, frozen=True):
-    """A source that was loaded once: its contract and identity. `notes` is for the report, `metadata` came with the file."""
+    """A source that was loaded once: its contract and identity. `notes` is for the report, `metadata` came with the file.
+
+    `fingerprint` is a digest of all that its conversion depends on: code and files beside the source too.
+    """
 
     kind: Kind
     signature: Signature
@@ -57,6 +62,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
     libraries: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:
@@ -118,6 +124,14 @@ def identity(path: Path) -> tuple[str, int]:
         listing.update(f"{file_path.relative_to(path).as_posix()}\0{inner}\n".encode())
         total += size
     return listing.hexdigest(), total
+
+
+def fingerprint(ref: SourceRef) -> dict[str, object] | None:
+    """All that loading a source depends on; `None` where that is more than its file."""
+    if ref.kind not in WHOLE:
+        return None
+    example = identity(Path(ref.example))[0] if ref.example is not None and ref.family == "torch" else None
+    return {"kind": ref.kind, "source": identity(Path(ref.path)), "trust": ref.trust, "seed": ref.seed, "example": example}
 
 
 def refuse_non_finite(weights: Iterable[tuple[str, Array]]) -> None:

@@ -30,6 +30,7 @@ from edgeml.exporter.source.model import (
 )
 from edgeml.exporter.source.torch import TorchModel
 from edgeml.runtime.backends import EngineOptions, opener
+from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
 
@@ -212,6 +213,7 @@ def describe(source: dict[str, Any]) -> Any:
         _labels(metadata),
         metadata,
         {"onnx": version("onnx"), "onnxruntime": version("onnxruntime")},
+        fingerprint=sha256_hex(model.proto.SerializeToString(deterministic=True)),  # tensors from other files included
     )
     return msgspec.to_builtins(described)
 
@@ -229,7 +231,7 @@ def _labels(metadata: dict[str, str]) -> tuple[str, ...]:
     return ()
 
 
-def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+def reference(source: dict[str, Any], inputs: str, out: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     model = load(msgspec.convert(source, SourceRef))
     backend = opener("onnx")(model.proto.SerializeToString(), EngineOptions(threads=1, kernels="exact"))
@@ -239,4 +241,4 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
         backend.run([feed(by_name[spec.name], spec, start, count) for spec in model.signature.inputs])
         for start in range(0, len(next(iter(by_name.values()))), count)
     ]
-    write_arrays(outputs, gather(calls, model.signature))
+    write_arrays(out, gather(calls, model.signature))

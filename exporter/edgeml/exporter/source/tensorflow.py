@@ -253,10 +253,11 @@ def describe(source: dict[str, Any]) -> Any:
     libraries = {"tensorflow": version("tensorflow")}
     if ref.kind != "savedmodel":
         libraries |= {"keras": version("keras"), "tf_keras": version("tf_keras")}
-    return msgspec.to_builtins(SourceModel(ref.kind, model.signature, digest, size, libraries=libraries))
+    described = SourceModel(ref.kind, model.signature, digest, size, libraries=libraries, fingerprint=digest)
+    return msgspec.to_builtins(described)
 
 
-def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+def reference(source: dict[str, Any], inputs: str, out: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     tf = _tensorflow()
     model = load(msgspec.convert(source, SourceRef))
@@ -267,4 +268,4 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
     for start in range(0, len(next(iter(feeds.values()))), count):
         tensors = [tf.constant(feed(feeds[spec.name], spec, start, count)) for spec in model.signature.inputs]
         calls.append([np.asarray(tensor) for tensor in function(*tensors)])
-    write_arrays(outputs, gather(calls, model.signature))
+    write_arrays(out, gather(calls, model.signature))

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -262,16 +262,34 @@ def _spec(name: str, tensor: Any, *, stacks: bool) -> TensorSpec:
 
 def describe(source: dict[str, Any]) -> Any:
     """Job: `SourceModel` of a `SourceRef`. A factory's identity is its file together with the weights it loads."""
-    ref = msgspec.convert(source, SourceRef)
+    torch = _torch()
+    ref, known = msgspec.convert(source, SourceRef), set(sys.modules)
     model = load(ref)
     digest, size = identity(Path(ref.path))
+    whole = digest
     if ref.kind == "torch":
         state = {name: sha256_hex(np.ascontiguousarray(values).tobytes()) for name, values in _weights(model.module)}
         digest = sha256_hex(encode_json({"file": digest, "state": state}))
-    return msgspec.to_builtins(SourceModel(ref.kind, model.signature, digest, size, libraries={"torch": version("torch")}))
+        unsaved = [sha256_hex(tensor.detach().numpy().tobytes()) for tensor in _unsaved(torch, model)]
+        whole = sha256_hex(encode_json([digest, unsaved, _code(set(sys.modules) - known)]))
+    described = SourceModel(ref.kind, model.signature, digest, size, libraries={"torch": version("torch")}, fingerprint=whole)
+    return msgspec.to_builtins(described)
 
 
-def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
+def _unsaved(torch: Any, model: TorchModel) -> list[Any]:
+    """Tensors that a state dictionary leaves out, and the examples."""
+    parts = [(f"{name}.{key}", value) for name, part in model.module.named_modules() for key, value in vars(part).items()]
+    parts += model.module.named_buffers()
+    return [*model.examples, *(value for _, value in parts if isinstance(value, torch.Tensor))]
+
+
+def _code(modules: Iterable[str]) -> dict[str, str]:
+    """Digests of the Python files that a factory brought in; torch's own are known by its version."""
+    files = {name: getattr(sys.modules[name], "__file__", None) for name in modules if not name.startswith("torch.")}
+    return {name: identity(Path(file))[0] for name, file in files.items() if file and file.endswith(".py")}
+
+
+def reference(source: dict[str, Any], inputs: str, out: str) -> None:
     """Job: run the source on the samples of one .npz, write its outputs to another; the first axis counts samples."""
     torch = _torch()
     model = load(msgspec.convert(source, SourceRef))
@@ -285,4 +303,4 @@ def reference(source: dict[str, Any], inputs: str, outputs: str) -> None:
                 for spec in model.signature.inputs
             ]
             calls.append([tensor.numpy() for tensor in model.module(*tensors)])
-    write_arrays(outputs, gather(calls, model.signature))
+    write_arrays(out, gather(calls, model.signature))
