@@ -50,7 +50,7 @@ def test_a_listed_bundle_comes_with_length_hash_and_address(
     found = client(service, tmp_path, pool).find(PATH)
     digest = hashlib.sha256(b"bundle bytes").hexdigest()
     assert found.remote.length_bytes == len(b"bundle bytes")
-    assert found.remote.sha256 == digest
+    assert found.remote.digest == digest
     assert found.remote.url == f"{service.url}/tuf/targets/models/kws/{digest}.1.0.0.edgeml"
     assert (found.custom.model, found.custom.version) == ("kws", "1.0.0")
 

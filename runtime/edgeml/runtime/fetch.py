@@ -26,6 +26,7 @@ from edgeml.wire.errors import UpdateError
 CHUNK_BYTES: Final = 64 * 1024
 MOST_REDIRECTS: Final = 3
 LEAST_PROGRESS_BYTES: Final = 1024  # per stall time: slower than this is a server that only keeps us busy
+ALGORITHMS: Final = ("sha256", "sha512")  # of signed hashes, the one we prefer first
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 T = TypeVar("T")
@@ -37,7 +38,8 @@ class Remote:
 
     url: str
     length_bytes: int
-    sha256: str
+    digest: str
+    algorithm: str = ALGORITHMS[0]
 
 
 class Superseded(Exception):  # noqa: N818 - not an error: nobody wants the file any more
@@ -73,9 +75,9 @@ class Fetcher:
             size = 0
         if size < remote.length_bytes or not part.exists():
             self._complete(remote, part, size, stop)
-        if file_sha256(part) != remote.sha256:
+        if file_digest(part, remote.algorithm) != remote.digest:
             part.unlink(missing_ok=True)
-            raise UpdateError(f"{remote.url!r} gave bytes of another sha256", code="download", retryable=True)
+            raise UpdateError(f"{remote.url!r} gave bytes of another {remote.algorithm}", code="download", retryable=True)
 
     def _complete(self, remote: Remote, part: Path, start: int, stop: Callable[[], bool]) -> None:
         with self._open(remote, start) as response:
@@ -157,9 +159,9 @@ def unreachable(what: str) -> UpdateError:
     return UpdateError(what, code="unreachable", retryable=True)
 
 
-def file_sha256(path: Path) -> str:
+def file_digest(path: Path, algorithm: str = ALGORITHMS[0]) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _reached(call: Callable[[], T], url: str) -> T:

@@ -184,8 +184,8 @@ class Installer:
         _require_match(signed.custom, target)
         self.engine.accepts(self.model, signed.custom)
         remote = signed.remote
-        part = self.slots.part(remote.sha256)
-        self.slots.clear_downloads(keep=remote.sha256)
+        part = self.slots.part(remote.digest)
+        self.slots.clear_downloads(keep=remote.digest)
         have = part.stat().st_size if part.exists() else 0
         self.slots.require_space(max(remote.length_bytes - have, 0))
         self.fetcher.fetch(remote, part, stop=lambda: self.wanted() != digest)
@@ -249,7 +249,7 @@ def is_retryable(error: EdgemlError) -> bool:
 
 def _installed(signed: Signed) -> Installed:
     custom = signed.custom
-    return Installed(custom.manifest_sha256, custom.version, signed.remote.sha256, signed.remote.length_bytes)
+    return Installed(custom.manifest_sha256, custom.version, signed.remote.digest, signed.remote.length_bytes)
 
 
 def _require_match(custom: Custom, target: Target) -> None:

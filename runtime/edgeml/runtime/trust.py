@@ -7,19 +7,20 @@ ahead by more than the metadata's own life, since only a successful refresh move
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 import msgspec
 import urllib3
 
 from edgeml.runtime.atomic import write_file
-from edgeml.runtime.fetch import Remote, unreachable
+from edgeml.runtime.fetch import ALGORITHMS, Remote, unreachable
 from edgeml.runtime.slots import storage_error
 from edgeml.wire.errors import ConfigError, UpdateError
 from edgeml.wire.manifest import Name, Sha256, Version
@@ -33,6 +34,10 @@ METADATA_CHUNK_BYTES: Final = 64 * 1024
 METADATA_SECONDS: Final = 60.0  # for one file, however it drips
 MOST_BUNDLE_BYTES: Final = 0xFFFF_FFFE  # a packed bundle is no zip64
 TOP_LEVEL: Final = ("timestamp", "snapshot", "targets")
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -58,49 +63,70 @@ class Signed(msgspec.Struct, frozen=True):
     custom: Custom
 
 
-class Trust:
-    """One device's view of the repository.
+class Listing:
+    """Metadata that was fresh and verified a moment ago."""
+
+    def __init__(self, updater: Updater, fetcher: _Closable, *, is_prefixed: bool) -> None:
+        self._updater = updater
+        self._fetcher = fetcher
+        self._is_prefixed = is_prefixed
+
+    def find(self, path: str) -> TargetFile | None:
+        """What is signed for this path; follows delegations.
+
+        Raises:
+            UpdateError: as `Metadata.refresh`.
+        """
+        with _explained(), contextlib.closing(self._fetcher):
+            return self._updater.get_targetinfo(path)
+
+    def remote(self, found: TargetFile, base_url: str) -> Remote:
+        """Where its bytes are.
+
+        Raises:
+            UpdateError: code `untrusted`, signed without a hash that we know or with a length that cannot be.
+        """
+        algorithm = next((name for name in ALGORITHMS if name in found.hashes), None)
+        if algorithm is None:
+            what = f"{found.path!r} is signed without a hash of {', '.join(ALGORITHMS)}"
+            raise UpdateError(what, code="untrusted", retryable=False)
+        if not 0 <= found.length <= MOST_BUNDLE_BYTES:
+            raise UpdateError(f"{found.path!r} has an impossible length {found.length}", code="untrusted", retryable=False)
+        folder, slash, name = found.path.rpartition("/")
+        prefix = f"{next(iter(found.hashes.values()))}." if self._is_prefixed else ""
+        url = f"{base_url}{quote(f'{folder}{slash}{prefix}{name}')}"
+        return Remote(url, found.length, found.hashes[algorithm], algorithm)
+
+
+class Metadata:
+    """A TUF repository's metadata as one device knows it.
 
     Args:
         folder: for metadata and the clock's floor; made if absent.
-        service_url: where `/tuf/metadata/` and `/tuf/targets/` are.
+        url: where the metadata is, with a slash at its end.
         root: the root metadata the device was given; the trust anchor.
     """
 
     def __init__(
-        self, folder: Path, service_url: str, root: bytes, *, pool: urllib3.PoolManager, now: Callable[[], float] = time.time
+        self, folder: Path, url: str, root: bytes, *, pool: urllib3.PoolManager, now: Callable[[], float] = time.time
     ) -> None:
         self._folder = folder
-        self._base = service_url.rstrip("/")
+        self._url = url
         self._root = root
         self._pool = pool
         self._now = now
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def find(self, path: str) -> Signed:
-        """Refresh the metadata and look a bundle up.
+    def refresh(self) -> Listing:
+        """Ask the repository what is signed at this moment.
 
         Raises:
-            UpdateError: `unreachable` or `metadata_expired` (wait), `untrusted` or `unlisted` (refused).
+            UpdateError: `unreachable` or `metadata_expired` (wait), or `untrusted`.
         """
-        from tuf.api.exceptions import DownloadError, ExpiredMetadataError, RepositoryError
-
-        try:
+        with _explained():
+            self._folder.mkdir(parents=True, exist_ok=True)
             updater = self._updater()
             updater.refresh()
-            self._require_fresh()
-            found = updater.get_targetinfo(path)
-        except ExpiredMetadataError as error:
-            raise _expired(str(error)) from error
-        except RepositoryError as error:
-            raise UpdateError(f"metadata does not verify: {error}", code="untrusted", retryable=False) from error
-        except (DownloadError, urllib3.exceptions.HTTPError) as error:
-            raise unreachable(f"metadata: {error.__cause__ or error}") from error
-        except OSError as error:
-            raise storage_error(error) from error
-        if found is None:
-            raise UpdateError(f"{path!r} is not in the signed metadata", code="unlisted", retryable=False)
-        return self._signed(found)
+            return Listing(updater, is_prefixed=self._require_fresh())
 
     def floor(self) -> float:
         """Unix seconds that the true time is not before."""
@@ -109,38 +135,85 @@ class Trust:
         except (OSError, ValueError):
             return 0.0
 
-    def _updater(self) -> Updater:
+    def _updater(self, fetcher: Any) -> Updater:
         from tuf.api.exceptions import RepositoryError
         from tuf.ngclient.updater import Updater
 
         try:
-            return Updater(str(self._folder), f"{self._base}/tuf/metadata/", fetcher=_fetcher(self._pool), bootstrap=self._root)
+            return Updater(str(self._folder), self._url, fetcher=fetcher, bootstrap=self._root)
         except (ValueError, RepositoryError) as error:
             raise ConfigError(f"TUF root cannot be used: {error}", hint="give the root.json of your fleet") from error
 
-    def _require_fresh(self) -> None:
-        """Hold the metadata against the floor too: ngclient only looks at the clock."""
+    def _require_fresh(self) -> bool:
+        """Hold the metadata against the floor too: ngclient only looks at the clock. Tells whether files carry their hash."""
         now = self._now()
         at = max(now, self.floor())
+        is_prefixed = False
         for role in ("root", *TOP_LEVEL):
-            document = json.loads((self._folder / f"{role}.json").read_bytes())
-            if datetime.fromisoformat(document["signed"]["expires"]) <= datetime.fromtimestamp(at, UTC):
-                raise _expired(f"{role} expired at {document['signed']['expires']}")
+            signed = json.loads((self._folder / f"{role}.json").read_bytes())["signed"]
+            if datetime.fromisoformat(signed["expires"]) <= datetime.fromtimestamp(at, UTC):
+                raise _expired(f"{role} expired at {signed['expires']}")
+            is_prefixed = is_prefixed or bool(signed.get("consistent_snapshot"))
         if now > self.floor():
             write_file(self._folder / "floor", repr(now).encode())
+        return is_prefixed
 
-    def _signed(self, found: TargetFile) -> Signed:
+
+class Trust:
+    """What one device may install: the bundles that the fleet's signed metadata lists.
+
+    Args:
+        service_url: where `/tuf/metadata/` and `/tuf/targets/` are; for the others see `Metadata`.
+    """
+
+    def __init__(
+        self, folder: Path, service_url: str, root: bytes, *, pool: urllib3.PoolManager, now: Callable[[], float] = time.time
+    ) -> None:
+        base = service_url.rstrip("/")
+        self._metadata = Metadata(folder, f"{base}/tuf/metadata/", root, pool=pool, now=now)
+        self._targets_url = f"{base}/tuf/targets/"
+
+    def find(self, path: str) -> Signed:
+        """Refresh the metadata and look a bundle up.
+
+        Raises:
+            UpdateError: `unreachable` or `metadata_expired` (wait), `untrusted` or `unlisted` (refused).
+        """
+        listing = self._metadata.refresh()
+        found = listing.find(path)
+        if found is None:
+            raise UpdateError(f"{path!r} is not in the signed metadata", code="unlisted", retryable=False)
         try:
             custom = msgspec.convert(found.custom or {}, Custom)
-            sha256 = found.hashes["sha256"]
-        except (msgspec.ValidationError, KeyError) as error:
+        except msgspec.ValidationError as error:
             raise UpdateError(
                 f"{found.path!r} is signed without what a device needs: {error}", code="untrusted", retryable=False
             ) from error
-        if not 0 < found.length <= MOST_BUNDLE_BYTES:
-            raise UpdateError(f"{found.path!r} has an impossible length {found.length}", code="untrusted", retryable=False)
-        folder, _, name = found.path.rpartition("/")
-        return Signed(Remote(f"{self._base}/tuf/targets/{quote(f'{folder}/{sha256}.{name}')}", found.length, sha256), custom)
+        remote = listing.remote(found, self._targets_url)
+        if remote.algorithm != "sha256" or not remote.length_bytes:
+            raise UpdateError(f"{path!r} is signed without a sha256 and a length", code="untrusted", retryable=False)
+        return Signed(remote, custom)
+
+    def floor(self) -> float:
+        """Unix seconds that the true time is not before."""
+        return self._metadata.floor()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """TUF's errors in words of an update."""
+    from tuf.api.exceptions import DownloadError, ExpiredMetadataError, RepositoryError
+
+    try:
+        yield
+    except ExpiredMetadataError as error:
+        raise _expired(str(error)) from error
+    except RepositoryError as error:
+        raise UpdateError(f"metadata does not verify: {error}", code="untrusted", retryable=False) from error
+    except (DownloadError, urllib3.exceptions.HTTPError) as error:
+        raise unreachable(f"metadata: {error.__cause__ or error}") from error
+    except OSError as error:
+        raise storage_error(error) from error
 
 
 def _expired(what: str) -> UpdateError:
@@ -153,8 +226,17 @@ def _fetcher(pool: urllib3.PoolManager) -> Any:
     from tuf.ngclient.fetcher import FetcherInterface
 
     class Fetcher(FetcherInterface):
+        def __init__(self) -> None:
+            self._response: urllib3.BaseHTTPResponse | None = None
+
+        def close(self) -> None:
+            """End an answer that TUF stopped reading: at its end it is back in the pool, before, it must not be used again."""
+            if self._response is not None:
+                self._response.close()
+
         def _fetch(self, url: str) -> Iterator[bytes]:
-            response = pool.request(
+            self.close()
+            self._response = response = pool.request(
                 "GET", url, preload_content=False, redirect=False, retries=False,
                 timeout=urllib3.Timeout(METADATA_TIMEOUT_S), headers={"Accept-Encoding": "identity"},
             )  # fmt: skip
@@ -165,12 +247,9 @@ def _fetcher(pool: urllib3.PoolManager) -> Any:
 
         def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
             deadline = time.monotonic() + METADATA_SECONDS
-            try:
-                while chunk := response.read1(METADATA_CHUNK_BYTES):
-                    yield chunk
-                    if time.monotonic() > deadline:
-                        raise SlowRetrievalError
-            finally:
-                response.close()  # at its end it is back in the pool already; before, it must not be used again
+            while chunk := response.read1(METADATA_CHUNK_BYTES):
+                yield chunk
+                if time.monotonic() > deadline:
+                    raise SlowRetrievalError
 
     return Fetcher()
