@@ -122,11 +122,12 @@ class Metadata:
         Raises:
             UpdateError: `unreachable` or `metadata_expired` (wait), or `untrusted`.
         """
-        with _explained():
+        fetcher = _fetcher(self._pool)
+        with _explained(), contextlib.closing(fetcher):
             self._folder.mkdir(parents=True, exist_ok=True)
-            updater = self._updater()
+            updater = self._updater(fetcher)
             updater.refresh()
-            return Listing(updater, is_prefixed=self._require_fresh())
+            return Listing(updater, fetcher, is_prefixed=self._require_fresh())
 
     def floor(self) -> float:
         """Unix seconds that the true time is not before."""
