@@ -42,6 +42,7 @@ def test_operation_gives_what_its_formula_says(case: Case) -> None:
     _same(_answer(case), _all(case.expect(*case.inputs)), case.tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.fixed], ids=str)
 def test_operation_gives_what_coremltools_infers(case: Case) -> None:
     want = inferred(case)
