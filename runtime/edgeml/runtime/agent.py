@@ -114,7 +114,7 @@ class Agent:
             self._ask_worker.stop()
             self._release()
             raise
-        self._status = StatusFile(self._device, pid=os.getpid(), notes=self._host.notes)
+        self._status = StatusFile(self._device, pid=os.getpid(), host=self._host)
         self._loop = Loop([self._device], after_tick=self._status.refresh)
         self._thread = threading.Thread(target=self._loop.run, name="edgeml-agent", daemon=True)
         self._thread.start()
@@ -147,7 +147,7 @@ class Agent:
 
     @property
     def status(self) -> Status:
-        return status_of(self._device, os.getpid(), self._host.notes)
+        return status_of(self._device, os.getpid(), self._host)
 
     @property
     def rounds(self) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
+from edgeml.runtime.board import ROOT, Board, read_board
 from edgeml.runtime.choose import find_engine, this_board, total_ram_bytes
 from edgeml.wire.manifest import Format
 
@@ -30,8 +31,8 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {  # extra -> modules that it brings
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 _FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite", "coreml")
-_DEVICE_MODEL: Final = Path("/proc/device-tree/model")  # Raspberry Pi, Jetson and other boards with a device tree
-_TEGRA: Final = Path("/etc/nv_tegra_release")
+_ACCELERATORS: Final = ("cuda", "tensorrt")  # of ONNX Runtime, each a library beside the engine
+_WARM_CELSIUS: Final = 80.0  # where a Raspberry Pi starts to slow down
 _BROKER_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # daemons are often not on a user's PATH
 
 Status = Literal["ok", "missing", "note"]
@@ -68,15 +69,18 @@ def is_ready(findings: list[Finding]) -> bool:
     return any(finding.what.startswith("engine ") and finding.status == "ok" for finding in findings)
 
 
-def examine() -> Iterator[Finding]:
-    """Look at this machine; imports no engine."""
+def examine(root: Path = ROOT) -> Iterator[Finding]:
+    """Look at this machine; imports no engine. `root` is where the kernel's and the maker's files are."""
     yield Finding("edgeml", "ok", _package("edgeml-toolkit"))
     yield Finding(
         "python", "ok", f"{platform.python_version()} ({platform.python_implementation()}), numpy {_package('numpy')}"
     )
-    board = this_board()
-    yield Finding("board", "ok", f"{_board_name()}, {board.arch}, {_cores()} cores, {total_ram_bytes() / 2**20:.0f} MiB")
+    board = read_board(root)
+    size = f"{this_board().arch}, {_cores()} cores, {total_ram_bytes() / 2**20:.0f} MiB"
+    yield Finding("board", "ok", f"{_board_name(board)}, {size}")
+    yield from _health(board)
     yield from _engines()
+    yield from _accelerators(board)
     yield from _int8()
     yield from _broker()
     yield from _extras()
@@ -123,16 +127,56 @@ def _extras() -> Iterator[Finding]:
             yield Finding(f"[{extra}]", "ok", ", ".join(modules))
 
 
-def _board_name() -> str:
+def _health(board: Board) -> Iterator[Finding]:
+    """Heat, power and the maker's tools; nothing on a machine that says nothing about them."""
+    if (hottest := board.hottest) is not None:
+        zones = ", ".join(f"{zone.name} {zone.celsius:.0f} °C" for zone in board.zones)
+        advice = "; hot enough to be slowed down: add a heat sink or a fan" if hottest.celsius >= _WARM_CELSIUS else ""
+        yield Finding("temperature", "note" if advice else "ok", zones + advice)
+    if board.throttled is not None:
+        yield _throttling(board)
+    if board.is_jetson:
+        yield Finding("power mode", "ok" if board.power_mode else "note", _power_words(board))
+    if board.tools:
+        yield Finding("board tools", "ok", ", ".join(board.tools))
+
+
+def _throttling(board: Board) -> Finding:
+    weak = "under-voltage" in (*(board.throttled or ()), *board.throttled_before)
+    advice = "; use a stronger power supply" if weak else "; cool the board" if board.throttled_before else ""
+    if board.throttled:
+        return Finding("throttling", "note", f"now {', '.join(board.throttled)}{advice}")
+    if board.throttled_before:
+        return Finding("throttling", "note", f"since the start {', '.join(board.throttled_before)}{advice}")
+    return Finding("throttling", "ok", "none since the start")
+
+
+def _power_words(board: Board) -> str:
+    if board.power_mode is None:
+        return "unknown; `sudo nvpmodel -q` says it"
+    return f"nvpmodel {board.power_mode}; `sudo nvpmodel -m 0` is the fastest on most boards"
+
+
+def _accelerators(board: Board) -> Iterator[Finding]:
+    """Which providers this ONNX Runtime was built with, by its libraries; those that are not there are missed on a Jetson only."""
+    found = importlib.util.find_spec("onnxruntime")
+    folders = [Path(place) / "capi" for place in found.submodule_search_locations or ()] if found else []
+    for name in _ACCELERATORS:
+        library = f"libonnxruntime_providers_{name}.so"
+        if any((folder / library).is_file() for folder in folders):
+            yield Finding(f"provider {name}", "ok", f"this ONNX Runtime has {library}")
+        elif board.is_jetson:
+            yield Finding(
+                f"provider {name}", "missing", "this ONNX Runtime runs on the CPU; install NVIDIA's build for JetPack"
+            )
+    if board.is_jetson:
+        detail = board.tensorrt or "no libnvinfer; on Jetson Linux: apt install nvidia-tensorrt"
+        yield Finding("tensorrt", "ok" if board.tensorrt else "missing", detail)
+
+
+def _board_name(board: Board) -> str:
     """What the device tree calls the board, with the Jetson release where there is one; else the operating system."""
-    try:
-        name = _DEVICE_MODEL.read_bytes().rstrip(b"\0").decode("utf-8", "replace")
-    except OSError:
-        name = f"{platform.system()} {platform.release()}"
-    try:
-        return f"{name}, {_TEGRA.read_text().splitlines()[0].lstrip('# ')}"
-    except (OSError, IndexError):
-        return name
+    return ", ".join(filter(None, (board.model or f"{platform.system()} {platform.release()}", board.release)))
 
 
 def _cores() -> int:

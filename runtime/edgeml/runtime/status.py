@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,21 @@ from typing import Final
 import msgspec
 
 from edgeml.runtime.atomic import TEMPORARY_SUFFIX
+from edgeml.runtime.board import Board, read_board
+from edgeml.runtime.contract import label
 from edgeml.runtime.device import Device
+from edgeml.runtime.host import Host
 from edgeml.runtime.updater import Update
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.messages import Drift
 
 FILE: Final = "status.json"
 REWRITE_S: Final = 10.0  # even when nothing happened, so that a dead agent shows
+WIDTH: Final = 100  # characters of a line that explains
+DIGEST_CHARACTERS: Final = 12
+MINUTE_S, HOUR_S = 60.0, 3600.0
+_HEADINGS: Final = ("model", "answers with", "artifact", "calls", "errors", "update")
+_NUMBERS: Final = {"calls", "errors"}
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -30,6 +39,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     detail: str | None = None
     note: str | None = None
     drift: dict[str, Drift] = {}  # by stream, the newest comparison with the bundle's reference
+    artifact: str | None = None  # `tflite:int8`, of the version that answers
+    calls: int = 0  # of that version, in this process
+    errors: int = 0
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -43,13 +55,14 @@ class Status(msgspec.Struct, frozen=True):
     ignored: int
     models: tuple[ModelStatus, ...]
     defects: int = 0
+    board: Board | None = None
 
 
 class StatusFile:
     """Writes the status of a device, not more than once a second."""
 
-    def __init__(self, device: Device, *, pid: int, notes: dict[str, str], clock: Callable[[], float] = time.monotonic) -> None:
-        self._device, self._pid, self._notes, self._clock = device, pid, notes, clock
+    def __init__(self, device: Device, *, pid: int, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
+        self._device, self._pid, self._host, self._clock = device, pid, host, clock
         self._path = device.config.data / FILE
         self._written_at = -REWRITE_S
         self._link = ""
@@ -65,13 +78,13 @@ class StatusFile:
         self._written_at = self._clock()
         temporary = self._path.with_name(FILE + TEMPORARY_SUFFIX)
         try:
-            temporary.write_bytes(msgspec.json.encode(status_of(self._device, self._pid, self._notes)))
+            temporary.write_bytes(msgspec.json.encode(status_of(self._device, self._pid, self._host)))
             temporary.replace(self._path)
         except OSError:  # only a window for people: a full disk must not stop the agent
             return
 
 
-def status_of(device: Device, pid: int, notes: dict[str, str]) -> Status:
+def status_of(device: Device, pid: int, host: Host) -> Status:
     conversation = device.conversation
     return Status(
         device=device.id,
@@ -83,7 +96,8 @@ def status_of(device: Device, pid: int, notes: dict[str, str]) -> Status:
         spool_dropped=device.spool.dropped,
         ignored=device.ignored,
         defects=device.defects,
-        models=tuple(_model_status(device, update, notes.get(update.model)) for update in device.updates),
+        models=tuple(_model_status(device, update, host) for update in device.updates),
+        board=read_board(),
     )
 
 
@@ -113,24 +127,64 @@ def read_status(data: Path) -> Status:
 
 
 def screen(status: Status, now: float) -> str:
-    """One screen for a terminal."""
+    """One screen for a terminal: the device, then a line for each model with what is not as it should be below it."""
     age_s = max(0.0, now - status.at)
     lines = [
-        f"device   {status.device}  (pid {status.pid}, {age_s:.0f} s ago)",
+        f"device   {status.device}, pid {status.pid}, {_age(age_s)} ago",
         f"link     {status.link}",
         f"service  {status.service}",
         f"spool    {status.spool_rows} waiting, {status.spool_dropped} dropped",
     ]
+    if status.board is not None:
+        lines.append(f"board    {_board_words(status.board)}")
+    if status.ignored:
+        lines.append(f"ignored  {status.ignored} messages that were not what they claimed")
     if status.defects:
         lines.append(f"defects  {status.defects} errors that nothing foresaw; see the log")
-    for model in status.models:
-        wanted = f", wanted {model.wanted} ({model.stage})" if model.stage else ""
-        digest = f" {model.active[:12]}" if model.active else ""
-        lines.append(
-            f"model    {model.name}  answers with {model.active_version or 'nothing'}{digest}{wanted}, rev {model.rev}"
-        )
-        lines += [f"         {text}" for text in (_reason(model), _drift(model), model.note) if text]
+    if not status.models:
+        return "\n".join([*lines, "", "no model yet: give [models.NAME] a bundle, or roll one out"])
+    rows = [_HEADINGS, *(_row(model) for model in status.models)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(
+            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    lines += ["", table[0]]
+    for line, model in zip(table[1:], status.models, strict=True):
+        lines.append(line)
+        for text in filter(None, (_reason(model), _drift(model), model.note)):
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ! ", subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def _row(model: ModelStatus) -> tuple[str, ...]:
+    answers = "nothing" if model.active_version is None else model.active_version
+    if model.active is not None:
+        answers += f" ({model.active[:DIGEST_CHARACTERS]})"
+    update = "-"
+    if model.stage is not None:
+        update = f"{model.wanted or 'nothing'} {model.stage.replace('_', ' ')}, rev {model.rev}"
+    return model.name, answers, model.artifact or "-", str(model.calls), str(model.errors), update
+
+
+def _board_words(board: Board) -> str:
+    words = [board.model] if board.model else []
+    if board.hottest is not None:
+        words.append(f"{board.hottest.celsius:.0f} °C")
+    if board.throttled:
+        words.append(f"now {', '.join(board.throttled)}")
+    elif board.throttled_before:
+        words.append(f"since its start {', '.join(board.throttled_before)}")
+    return "; ".join(words) or "says nothing about itself"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 2 * MINUTE_S:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE_S:.0f} min" if seconds < 2 * HOUR_S else f"{seconds / HOUR_S:.0f} h"
 
 
 def _reason(model: ModelStatus) -> str | None:
@@ -142,7 +196,8 @@ def _drift(model: ModelStatus) -> str | None:
     return f"drifts from its reference: {', '.join(alarms)}" if alarms else None
 
 
-def _model_status(device: Device, update: Update, note: str | None) -> ModelStatus:
+def _model_status(device: Device, update: Update, host: Host) -> ModelStatus:
+    serving = host.serving(update.model)
     return ModelStatus(
         name=update.model,
         stage=update.stage,
@@ -152,6 +207,9 @@ def _model_status(device: Device, update: Update, note: str | None) -> ModelStat
         active_version=device.version(update.model, update.active),
         code=update.code,
         detail=update.detail,
-        note=note,
+        note=host.notes.get(update.model),
+        artifact=None if serving is None else label(serving.model.artifact),
+        calls=0 if serving is None else serving.runs,
+        errors=0 if serving is None else serving.errors,
         drift=device.drift.get(update.model, ("", {}))[1],
     )
