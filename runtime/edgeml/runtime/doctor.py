@@ -158,7 +158,7 @@ def _power_words(board: Board) -> str:
 
 
 def _accelerators(board: Board) -> Iterator[Finding]:
-    """Which providers this ONNX Runtime was built with, by its libraries; those that are not there are missed on a Jetson only."""
+    """Which providers this ONNX Runtime was built with, by its libraries; only a Jetson misses those that are not there."""
     found = importlib.util.find_spec("onnxruntime")
     folders = [Path(place) / "capi" for place in found.submodule_search_locations or ()] if found else []
     for name in _ACCELERATORS:
