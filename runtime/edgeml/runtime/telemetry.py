@@ -6,17 +6,16 @@ and drift is judged once a window, when it is taken.
 
 from __future__ import annotations
 
-import os
 import threading
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.model import Result
 from edgeml.runtime.quality import InputWatch
+from edgeml.runtime.sampling import Sampler, Vitals
 from edgeml.runtime.watch import DriftWatch
 from edgeml.wire.manifest import Artifact, Manifest
 from edgeml.wire.messages import Drift, Telemetry
@@ -26,19 +25,6 @@ CLASS_LIMIT: Final = 1024  # more classes than this would not fit a message
 CODE_LIMIT: Final = 32  # distinct error codes or fall-back reasons of one window
 OTHER: Final = "other"  # where further codes are counted
 _LONGEST_S: Final = 3600.0  # slower answers share a bucket, so that buckets stay bounded
-_STATM: Final = Path("/proc/self/statm")  # pages: all, resident, …
-_TEMPERATURE: Final = Path("/sys/class/thermal/thermal_zone0/temp")  # millidegrees
-_THROTTLED: Final = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # Raspberry Pi, hexadecimal bits
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """The process and the board at one moment; `None` where a figure cannot be read."""
-
-    rss_bytes: int | None
-    cpu_celsius: float | None
-    throttled: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +64,7 @@ class Counts:
             confidence=self.confidence,
             classes=self.classes,
             rss_bytes=self.vitals.rss_bytes,
+            cpu_share=self.vitals.cpu_share,
             cpu_celsius=self.vitals.cpu_celsius,
             throttled=self.vitals.throttled,
             edges_id=self.edges_id,
@@ -102,6 +89,7 @@ class Window:
 
     def __init__(self, manifest: Manifest, now: float, *, artifact: Artifact | None = None, watched: bool = True) -> None:
         self._manifest = manifest
+        self._sampler = Sampler()
         self._inputs = InputWatch(manifest.signature, manifest.reference if watched else None)
         self._drift = DriftWatch(manifest.reference if watched else None, artifact)
         self._digest = manifest.digest
@@ -143,7 +131,7 @@ class Window:
 
     def take(self, now: float) -> Counts:
         """Close the window at `now` (Unix seconds) and start the next one there."""
-        vitals = read_vitals()
+        vitals = self._sampler.read()
         manifest, inputs = self._manifest, self._inputs.take()
         seconds = max(0.0, now - self._start)
         with self._lock:
@@ -182,25 +170,7 @@ class Window:
         self._classes = [0] * self._class_count
 
 
-def read_vitals() -> Vitals:
-    """Resident memory, temperature and throttling bits as Linux shows them."""
-    pages = _number(_STATM, field=1)
-    millidegrees = _number(_TEMPERATURE)
-    return Vitals(
-        rss_bytes=None if pages is None else pages * _PAGE_BYTES,
-        cpu_celsius=None if millidegrees is None else millidegrees / 1000,
-        throttled=_number(_THROTTLED, radix=16),
-    )
-
-
 def _count(counts: dict[str, int], code: str) -> None:
     if code not in counts and len(counts) >= CODE_LIMIT:
         code = OTHER
     counts[code] = counts.get(code, 0) + 1
-
-
-def _number(path: Path, *, field: int = 0, radix: int = 10) -> int | None:
-    try:
-        return int(path.read_text().split()[field], radix)
-    except (OSError, ValueError, IndexError):
-        return None

@@ -102,6 +102,22 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     alarm: bool = False
 
 
+class ShadowCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a version that ran beside the one that answers compared with it, on the same inputs; everything in it adds.
+
+    The latency ratio is `shadow_s / served_s`. `skipped` were left out to keep to the share of the processor.
+    """
+
+    version: str
+    manifest_sha256: Sha256
+    runs: int
+    agreed: int
+    errors: int = 0
+    skipped: int = 0
+    served_s: float = 0.0
+    shadow_s: float = 0.0
+
+
 class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One window of one model version on one device; everything in it adds."""
 
@@ -120,11 +136,13 @@ class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     confidence: Histogram | None = None  # edges as frozen in the manifest
     classes: tuple[int, ...] = ()
     rss_bytes: int | None = None
+    cpu_share: float | None = None  # of one core
     cpu_celsius: float | None = None
     throttled: int | None = None
     edges_id: Sha256 | None = None  # of the bins that `inputs` were counted with
     inputs: dict[str, InputSketch] = {}
     drift: dict[str, Drift] = {}  # by stream, where it was compared in this window or stands in alarm
+    shadow: ShadowCounts | None = None
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
