@@ -1,6 +1,6 @@
-"""A device in a process that forks for each fault: real files, real signed metadata over HTTP, a real engine, a clock of its own.
+"""A device in a process that forks for each fault: real files, signed metadata over HTTP, a real engine, a clock of its own.
 
-    python fault_device.py                reads JSON lines {"folder", "fault", "at"}, answers each with what became of the device
+    python fault_device.py                reads JSON lines {"folder", "fault", "at"}, answers each with its outcome
 
 Every persisted step (open for writing, write, fsync, rename, delete, folder, SQLite statement that writes) is counted; at step
 `at` the fault begins:
@@ -22,6 +22,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ WRITING: Final = os.O_WRONLY | os.O_RDWR
 STEP_S: Final = 0.5  # of the device's clock, each tick
 MOST_TICKS: Final = 2000
 TICKS_IN_TROUBLE: Final = 30
+BETWEEN_LIVES_S: Final = 10_000.0  # more than any life's ticks take: the clock never falls back
 
 
 class Disk:
@@ -98,7 +100,7 @@ class Disk:
 
     def _label(self, path: Any) -> str:
         name = os.path.relpath(os.fspath(path), self.folder)
-        return name if len(name) < 40 else f"{os.path.dirname(name)}/…{os.path.splitext(name)[1]}"
+        return name if len(name) < 40 else f"{Path(name).parent}/…{Path(name).suffix}"
 
     def _renaming(self, real: Any, verb: str) -> Any:
         def rename(source: Any, destination: Any, **rest: Any) -> None:
@@ -156,8 +158,8 @@ class Disk:
 
 def tear(path: str) -> None:
     """Half of the file is all that reached the disk."""
-    if os.path.isfile(path):
-        os.truncate(path, os.path.getsize(path) // 2)
+    if path and Path(path).is_file():
+        os.truncate(path, Path(path).stat().st_size // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -170,8 +172,7 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
     from edgeml.simulation.shared import Models, SharedEngine
     from tests.unit.bundles import samples
 
-    clock = [1_700_000_000.0 if is_second else 1_699_990_000.0]
-    clock[0] += __import__("time").time() - 1_700_000_000.0
+    clock = [time.time() - (0.0 if is_second else BETWEEN_LIVES_S)]
     engine = SharedEngine(Models(), [{"x": sample} for sample in samples(8)], now=lambda: clock[0])
     workers = Workers(lambda job: job(), lambda job: job())
     config = load_config(folder / "agent.toml")
@@ -256,7 +257,7 @@ def main() -> None:
     import tuf.ngclient.updater  # noqa: F401
 
     import edgeml.runtime.agent
-    import edgeml.simulation.shared
+    import edgeml.simulation.shared  # noqa: F401
     import tests.unit.bundles  # noqa: F401
 
     print("ready", flush=True)

@@ -52,9 +52,8 @@ class Table:
         self._service.chunk_bytes = 1024
         self._service.publish(make_bundle(folder, version="1.0.0"))
         self._service.want(self._service.publish(make_bundle(folder, version="1.1.0", bias=0.5)))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.system.fault_device"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "tests.system.fault_device"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         calm = self.run(None, 0)["second"]

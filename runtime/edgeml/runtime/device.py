@@ -89,7 +89,6 @@ class Device:
 
     Attributes:
         ignored: messages that were not what they claimed; counted, never acted on.
-        defects: errors that nothing foresaw; each cost one job, and is in the log.
         drift: by model, its manifest's digest and the newest comparison of each stream with the bundle's reference.
         dirty: set whenever something changed that a status file would show.
     """
@@ -113,7 +112,7 @@ class Device:
         self._managed: dict[str, _Managed] = {}
         self._closing = False
         self.ignored = 0
-        self.defects = 0
+        self._defects = 0
         self.drift: dict[str, tuple[str, dict[str, Drift]]] = {}
         self.dirty = True
         _make_folder(config.data)
@@ -153,15 +152,16 @@ class Device:
             model, event = self._inbox.get()
             self._handle(model, event)
         for managed in list(self._managed.values()):
-            if managed.unsaved and now >= managed.retry_at:
+            if managed.unsaved and not 0 < managed.retry_at - now <= STATE_RETRY_S:
                 events, managed.unsaved = managed.unsaved, []
                 for event in events:
                     self._step(managed, event)
-            if managed.update.wake_at is not None and now >= managed.update.wake_at and not managed.unsaved:
+            if not managed.unsaved and updater.is_due(managed.update, now, self._policy):
                 self._step(managed, updater.Tick())
-        if now >= self._window_ends:
+        if not 0 < self._window_ends - now <= self.config.telemetry.window_s:  # it is over, or the clock was put back
             self.flush()
-            self._window_ends = max(self._window_ends + self.config.telemetry.window_s, now)
+            ends, window_s = self._window_ends, self.config.telemetry.window_s
+            self._window_ends = ends + window_s if 0 <= now - ends < window_s else now + window_s
         self.conversation.tick()
 
     def flush(self) -> None:
@@ -175,6 +175,11 @@ class Device:
     def update(self, model: str) -> Update | None:
         managed = self._managed.get(model)
         return None if managed is None else managed.update
+
+    @property
+    def defects(self) -> int:
+        """Errors that nothing foresaw; each cost one job or one try of an update, and is in the log."""
+        return self._defects + sum(managed.installer.defects for managed in list(self._managed.values()))
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -286,10 +291,10 @@ class Device:
         try:
             job()
         except Exception:
-            self.defects += 1
+            self._defects += 1
             self.dirty = True
-            if self.defects & (self.defects - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: a defect in every tick must not fill a disk
-                log.exception("device %s: defect number %d", self.id, self.defects)
+            if self._defects & (self._defects - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: one in every tick must not fill a disk
+                log.exception("device %s: defect number %d", self.id, self._defects)
 
     def _carry_out(
         self, managed: _Managed, update: Update, actions: Sequence[updater.Action], post: Callable[[updater.Event], None]

@@ -113,12 +113,14 @@ class Installer:
             self.engine.note(self.model, f"internal: {error!r}")
             return _unforeseen(action, error)
 
+    defects: int = 0
     def _carry_out(self, action: updater.Work) -> updater.Event | None:
         match action:
             case updater.Fetch():
                 return self.fetch(action.target, action.attempt)
             case updater.SelfTest():
                 return self.self_test(action.digest, action.attempt)
+            self.defects += 1
             case updater.Switch():
                 return self.switch(action.digest)
             case updater.CheckHealth():

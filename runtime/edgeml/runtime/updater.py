@@ -9,6 +9,7 @@ Rules it keeps, whatever arrives in whatever order:
 - what is in a slot is not downloaded: going back needs no network
 - `active` only ever names a version that passed its self-test here; `confirmed` the last one that stood its soak
 - an unhealthy version, or one that restarts the device TRIAL_BOOTS times while it soaks, is taken back and not tried again
+- a clock that falls back, or that was far ahead and is put right, delays nothing by more than one period
 - a failure that trying again can mend is tried MOST_TRIES times; a service out of reach is no failure, only a wait
 """
 
@@ -67,6 +68,7 @@ __all__ = [
     "Wanted",
     "Work",
     "backoff_s",
+    "is_due",
     "step",
 ]
 
@@ -84,6 +86,7 @@ def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: fl
 
     `now` is in Unix seconds; `jitter` is uniform in [0, 1), drawn by the caller.
     """
+    update = _in_time(update, now, policy)
     match event:
         case Wanted():
             return _wanted(update, event, now, policy)
@@ -103,6 +106,24 @@ def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: fl
             return _health(update, event, now, policy)
         case Damaged():
             return _damaged(update, event, now, policy, jitter)
+
+
+def is_due(update: Update, now: float, policy: Policy) -> bool:
+    """Whether a `Tick` would do something."""
+    wake_at = _in_time(update, now, policy).wake_at
+    return wake_at is not None and now >= wake_at
+
+
+def _in_time(update: Update, now: float, policy: Policy) -> Update:
+    """No timer lies further ahead than it was ever set: one that does was set by a clock that has been put back since."""
+    soak_until, booted_at = min(update.soak_until, now + policy.soak_s), min(update.booted_at, now)
+    wake_at = update.wake_at
+    if wake_at is not None and update.stage != "offered":  # an offer may well wait for its hour
+        longest_s = max(policy.soak_s, policy.health_s, policy.backoff_cap_s)
+        wake_at = now if wake_at > now + longest_s else wake_at
+    if (soak_until, booted_at, wake_at) == (update.soak_until, update.booted_at, update.wake_at):
+        return update
+    return replace(update, soak_until=soak_until, booted_at=booted_at, wake_at=wake_at)
 
 
 def backoff_s(tries: int, policy: Policy, jitter: float) -> float:
