@@ -103,24 +103,24 @@ class Installer:
     engine: Engine
     wanted: Callable[[], str | None]
     factory: tuple[str, Path] | None = None
+    defects: int = 0
 
     def carry_out(self, action: updater.Work) -> updater.Event | None:
         """Do it; what the machine should know of the outcome. An error that no part foresaw fails the update, nothing more."""
         try:
             return self._carry_out(action)
         except Exception as error:
+            self.defects += 1
             log.exception("%s of %r failed in a way that nothing foresaw", type(action).__name__, self.model)
             self.engine.note(self.model, f"internal: {error!r}")
             return _unforeseen(action, error)
 
-    defects: int = 0
     def _carry_out(self, action: updater.Work) -> updater.Event | None:
         match action:
             case updater.Fetch():
                 return self.fetch(action.target, action.attempt)
             case updater.SelfTest():
                 return self.self_test(action.digest, action.attempt)
-            self.defects += 1
             case updater.Switch():
                 return self.switch(action.digest)
             case updater.CheckHealth():
