@@ -137,6 +137,15 @@ class FallbackTable(_Table, frozen=True):
     token: str | None = None
 
 
+class LogTable(_Table, frozen=True):
+    """A log of answers for machines: never inputs or outputs. Errors are logged whatever the share."""
+
+    to: str = "stderr"  # or a file
+    share: Share = 0.01  # of the answers
+    lines_per_s: Seconds = 10.0
+    bytes: Count = 4 * 1024 * 1024  # of the file, and of the one before it
+
+
 class AgentConfig(_Table, frozen=True):
     device: DeviceTable
     service: ServiceTable | None = None
@@ -145,6 +154,7 @@ class AgentConfig(_Table, frozen=True):
     telemetry: TelemetryTable = TelemetryTable()
     models: dict[Name, ModelTable] = {}
     fallback: FallbackTable | None = None
+    log: LogTable | None = None
     folder: str = "."  # where relative paths start; set by `load_config`
 
     def path(self, text: str) -> Path:

@@ -24,7 +24,8 @@ from edgeml.runtime.fallback import Policy
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
-from edgeml.runtime.model import Engines, Model, Result, load_as
+from edgeml.runtime.journal import STDERR, Journal
+from edgeml.runtime.model import Engines, Model, Result, load_as, new_request_id
 from edgeml.runtime.swap import Leased, leased
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trial import try_bundle
@@ -38,7 +39,16 @@ ASYNC_CALLS: Final = 8  # of asyncio applications at once: some wait for the clo
 class Serving(Leased):
     """One loaded version and what it did. `path` is the bundle it was loaded from."""
 
-    def __init__(self, model: Model, path: Path, fallback: FallbackTable | None, now: float, *, watched: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        path: Path,
+        fallback: FallbackTable | None,
+        now: float,
+        *,
+        watched: bool = True,
+        journal: Journal | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.path = path
@@ -46,9 +56,26 @@ class Serving(Leased):
         self.runs = 0
         self.errors = 0
         self._hybrid = None if fallback is None else _hybrid(model, fallback, lambda: self.window.is_drifting)
+        self._journal = journal
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
+        if self._journal is None:
+            return self._answer(inputs, request_id)
+        identifier, started = request_id or new_request_id(), time.perf_counter()
+        try:
+            result = self._answer(inputs, identifier)
+        except EdgemlError as error:
+            code = "input" if isinstance(error, InputError) else code_of(error)
+            self._journal.failed(
+                self.model.name, self.model.version, request_id=identifier, latency_s=time.perf_counter() - started, code=code,
+                detail=str(error),
+            )  # fmt: skip
+            raise
+        self._journal.answered(result)
+        return result
+
+    def _answer(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
         answer = self.model.run if self._hybrid is None else self._hybrid.run
         self.window.observe(inputs)
         try:
@@ -87,6 +114,7 @@ class Host:
         self._engines = engines
         self._now = now
         self._serving: dict[str, Serving] = {}
+        self._journal = _journal(config)
         self._prepared: dict[str, Serving] = {}
         self._retired: list[Serving] = []
         self._lock = threading.Lock()
@@ -225,7 +253,7 @@ class Host:
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
         with open_bundle(path) as bundle:
             loaded = load_as(bundle, self._table(model).setup(self._config.data), self_test=self_test, engines=self._engines)
-        return Serving(loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift)
+        return Serving(loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift, journal=self._journal)
 
     def _forget_prepared(self, model: str) -> None:
         prepared = self._prepared.pop(model, None)
@@ -234,6 +262,14 @@ class Host:
 
     def _table(self, model: str) -> ModelTable:
         return self._config.models.get(model, ModelTable())
+
+
+def _journal(config: AgentConfig) -> Journal | None:
+    table = config.log
+    if table is None:
+        return None
+    to = STDERR if table.to == STDERR else config.path(table.to)
+    return Journal(to, share=table.share, lines_per_s=table.lines_per_s, size_bytes=table.bytes)
 
 
 def _hybrid(model: Model, table: FallbackTable, drifting: Callable[[], bool]) -> Hybrid:
