@@ -10,18 +10,23 @@ import shutil
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from edgeml.fleet.config import Places
-from edgeml.fleet.disk import private_folder, sync_folder
+from edgeml.fleet.deltas import MOST_BUNDLE_BYTES, Contents, make_delta, read_contents, worthwhile
+from edgeml.fleet.disk import private_folder, sync_folder, write_whole
 from edgeml.fleet.packed import Packed, check_packed
 from edgeml.fleet.store import Store, events, versions
 from edgeml.fleet.store.versions import VersionRow
 from edgeml.fleet.trust import Target, Trust
+from edgeml.wire.canonical import sha256_hex
+from edgeml.wire.delta import delta_path
 from edgeml.wire.errors import EnvironmentProblem, ServiceError
 from edgeml.wire.manifest import Manifest, decode_manifest
+
+MOST_BASES: Final = 4  # versions that a new one gets deltas from
 
 
 class Registry:
@@ -98,10 +103,38 @@ class Registry:
             text = versions.manifest_json(connection, row.model, row.version)
         assert text is not None
         custom = _custom(decode_manifest(text.encode()))
-        self._trust.sign_target(Target(row.path, row.bundle_sha256, row.bytes, custom), now)
+        self._trust.sign_target(Target(row.path, row.bundle_sha256, row.bytes, custom), now, *self._deltas(row))
         with self._store.write() as connection:
             versions.set_state(connection, row.model, row.version, "published")
         return msgspec.structs.replace(row, state="published")
+
+    def _deltas(self, row: VersionRow) -> list[Target]:
+        """Make the deltas from the versions published last: the ones that devices run."""
+        if row.bytes > MOST_BUNDLE_BYTES:
+            return []
+        new = read_contents(self.bundle_path(row))
+        return [target for base in self._bases(row) if (target := self._delta(base, row, new)) is not None]
+
+    def _bases(self, row: VersionRow) -> list[VersionRow]:
+        with self._store.read() as connection:
+            older = [old for old in versions.listed(connection, row.model) if old.state == "published"]
+        return [old for old in older if old.manifest_sha256 != row.manifest_sha256 and old.bytes <= MOST_BUNDLE_BYTES][
+            :MOST_BASES
+        ]
+
+    def _delta(self, base: VersionRow, row: VersionRow, new: Contents) -> Target | None:
+        path = self.bundle_path(base)
+        if not path.is_file():
+            return None
+        delta = make_delta(read_contents(path), new)
+        if not worthwhile(len(delta), row.bytes):
+            return None
+        target = Target(
+            delta_path(row.model, row.version, base.manifest_sha256), sha256_hex(delta), len(delta), {"base": base.version}
+        )
+        folder, _, name = target.path.rpartition("/")
+        write_whole(self._places.tuf / "targets" / folder / f"{target.sha256}.{name}", delta)
+        return target
 
 
 def _row(packed: Packed, now: float) -> VersionRow:

@@ -90,16 +90,14 @@ class Trust:
         """What may run: TUF target path -> sha256."""
         return {path: target.hashes["sha256"] for path, target in self._roles.targets.signed.targets.items()}
 
-    def sign_target(self, target: Target, now: float) -> None:
-        """Let devices install `target`; nothing changes if it is listed already."""
-        self._sign_target(TargetFile(target.bytes, {"sha256": target.sha256}, target.path, {"custom": target.custom}), now)
-
-    def _sign_target(self, target: TargetFile, now: float) -> None:
+    def sign_target(self, target: Target, now: float, *beside: Target) -> None:
+        """Let devices install `target`, and use what is `beside` it; nothing changes if all are listed already."""
+        files = [TargetFile(t.bytes, {"sha256": t.sha256}, t.path, {"custom": t.custom}) for t in (target, *beside)]
         with self._lock:
-            if self._roles.targets.signed.targets.get(target.path) == target:
+            if all(self._roles.targets.signed.targets.get(file.path) == file for file in files):
                 return
             targets = _copy(self._roles.targets)
-            targets.signed.targets[target.path] = target
+            targets.signed.targets.update({file.path: file for file in files})
             self._commit(now, targets=targets)
 
     def refresh(self, now: float) -> tuple[str, ...]:

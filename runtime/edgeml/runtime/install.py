@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeml.runtime import updater
-from edgeml.runtime.fetch import Fetcher, Superseded
+from edgeml.runtime.delta import apply_delta, refused
+from edgeml.runtime.fetch import Fetcher, Remote, Superseded, file_digest
 from edgeml.runtime.slots import Installed, Slots, storage_error
 from edgeml.runtime.trust import Custom, Signed, Trust
+from edgeml.wire.delta import delta_path
 from edgeml.wire.errors import (
     BundleError,
     EdgemlError,
@@ -86,6 +88,14 @@ class Engine(Protocol):
     def note(self, model: str, problem: str) -> None:
         """Keep a problem that stops nothing, for people to see."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Delta:
+    """A delta, and the manifest digest of the version here that it starts from."""
+
+    base: str
+    remote: Remote
 
 
 @dataclass(slots=True)
@@ -187,8 +197,13 @@ class Installer:
         self.engine.accepts(self.model, signed.custom)
         remote = signed.remote
         part = self.slots.part(remote.digest)
-        self.slots.clear_downloads(keep=remote.digest)
+        delta = self._delta(signed)
+        self.slots.clear_downloads(remote.digest, *([] if delta is None else [delta.remote.digest]))
         have = part.stat().st_size if part.exists() else 0
+        lacking = max(remote.length_bytes - have, 0)
+        if delta is not None and delta.remote.length_bytes < lacking:
+            self._rebuild(delta, signed, part)
+            have = part.stat().st_size if part.exists() else 0
         self.slots.require_space(max(remote.length_bytes - have, 0))
         self.fetcher.fetch(remote, part, stop=lambda: self.wanted() != digest)
         try:
@@ -201,6 +216,37 @@ class Installer:
             raise UpdateError(f"the bundle is {found[:12]}, not {digest[:12]}", code="untrusted", retryable=False)
         self.slots.install(part, _installed(signed))
         return remote.length_bytes
+
+    def _delta(self, signed: Signed) -> _Delta | None:
+        """The smallest signed delta from a version that is here."""
+        assert self.trust is not None
+        custom = signed.custom
+        here = dict.fromkeys(slot.digest for slot in self.slots.installed)
+        if self.factory is not None:
+            here[self.factory[0]] = None
+        found = ((base, self.trust.listed(delta_path(custom.model, custom.version, base))) for base in here)
+        deltas = [_Delta(base, remote) for base, remote in found if remote is not None]
+        return min(deltas, key=lambda delta: delta.remote.length_bytes, default=None)
+
+    def _rebuild(self, delta: _Delta, signed: Signed, part: Path) -> None:
+        """Make `part` from a version that is here; where that cannot be, leave nothing: the whole file is downloaded then."""
+        remote = signed.remote
+        packed = self.slots.part(delta.remote.digest)
+        self.slots.require_space(remote.length_bytes + delta.remote.length_bytes)
+        try:
+            self.fetcher.fetch(delta.remote, packed, stop=lambda: self.wanted() != signed.custom.manifest_sha256)
+            apply_delta(
+                packed, self.path(delta.base), part, write=self.fetcher.write,
+                manifest_sha256=signed.custom.manifest_sha256, result_bytes=remote.length_bytes,
+            )  # fmt: skip
+            if file_digest(part) != remote.digest:
+                part.unlink()
+                raise refused("it makes another file than the signed one")
+        except UpdateError as error:
+            if error.code not in {"delta", "download", "redirect"}:
+                raise
+            self.engine.note(self.model, f"{error}; the whole bundle was downloaded")
+        packed.unlink(missing_ok=True)
 
     def _failure(self, digest: str, attempt: int, error: EdgemlError) -> updater.Event:
         code, moved = code_of(error), self.fetcher.moved_bytes

@@ -142,10 +142,11 @@ class Slots:
         """The slots as reports carry them."""
         return tuple(Slot(slot.version, slot.digest, slot.digest == self.active) for slot in self.installed)
 
-    def clear_downloads(self, *, keep: str | None = None) -> None:
-        """Delete unfinished downloads but the one of this sha256."""
+    def clear_downloads(self, *keep: str) -> None:
+        """Delete unfinished downloads but those of these sha256."""
+        kept = {self.part(sha256) for sha256 in keep}
         for part in self.downloads.glob("*"):
-            if keep is None or part != self.part(keep):
+            if part not in kept:
                 with contextlib.suppress(OSError):
                     part.unlink()
 

@@ -173,6 +173,7 @@ class Trust:
         base = service_url.rstrip("/")
         self._metadata = Metadata(folder, f"{base}/tuf/metadata/", root, pool=pool, now=now)
         self._targets_url = f"{base}/tuf/targets/"
+        self._listing: Listing | None = None
 
     def find(self, path: str) -> Signed:
         """Refresh the metadata and look a bundle up.
@@ -180,7 +181,7 @@ class Trust:
         Raises:
             UpdateError: `unreachable` or `metadata_expired` (wait), `untrusted` or `unlisted` (refused).
         """
-        listing = self._metadata.refresh()
+        self._listing = listing = self._metadata.refresh()
         found = listing.find(path)
         if found is None:
             raise UpdateError(f"{path!r} is not in the signed metadata", code="unlisted", retryable=False)
@@ -194,6 +195,15 @@ class Trust:
         if remote.algorithm != "sha256" or not remote.length_bytes:
             raise UpdateError(f"{path!r} is signed without a sha256 and a length", code="untrusted", retryable=False)
         return Signed(remote, custom)
+
+    def listed(self, path: str) -> Remote | None:
+        """Another file that the metadata of the last `find` lists, or `None`.
+
+        Raises:
+            UpdateError: as `find`.
+        """
+        found = None if self._listing is None else self._listing.find(path)
+        return None if self._listing is None or found is None else self._listing.remote(found, self._targets_url)
 
     def floor(self) -> float:
         """Unix seconds that the true time is not before."""

@@ -13,7 +13,9 @@ from edgeml.fleet.service import Fleet
 from edgeml.wire.errors import ServiceError
 
 _METADATA: Final = re.compile(r"timestamp\.json|[0-9]{1,9}\.(root|snapshot|targets)\.json")
-_BUNDLE: Final = re.compile(r"models/[a-z0-9][a-z0-9._-]{0,63}/[0-9a-f]{64}\.[0-9A-Za-z.-]{1,64}\.edgeml")
+_BUNDLE: Final = re.compile(
+    r"models/[a-z0-9][a-z0-9._-]{0,63}/[0-9a-f]{64}\.[0-9A-Za-z.-]{1,64}(\.edgeml|\.from-[0-9a-f]{64}\.delta)"
+)
 _FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _FRESH: Final = {"Cache-Control": "no-cache"}
 

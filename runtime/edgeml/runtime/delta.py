@@ -1,0 +1,211 @@
+"""Builds a packed bundle from one that is here and a delta (format: `wire.delta`).
+
+A delta is a signed file, and is still not believed: sizes are checked against the signed length before anything is made, what
+unpacks is read no further than the header says, memory is bounded by one piece and one blob of the base, and the result must
+have the signed manifest and, for the caller to check, the signed hash. Whatever is wrong is an error with code `delta`: the
+whole file is downloaded instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.runtime.atomic import Write, write_all
+from edgeml.runtime.bundle import Bundle, open_bundle
+from edgeml.runtime.contract import check_manifest
+from edgeml.runtime.packing import MANIFEST, digest_file, layout
+from edgeml.runtime.slots import storage_error
+from edgeml.wire.canonical import ZipEntry, directory, header_size, local_header, zip_size
+from edgeml.wire.delta import DICTIONARY_BYTES, HEADER_LIMIT_BYTES, MAGIC, FileDelta, Header, Piece
+from edgeml.wire.errors import EdgemlError, UpdateError
+from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, decode_manifest
+
+CHUNK_BYTES: Final = 64 * 1024
+UNPACK_LIMIT_BYTES: Final = 4 * 1024 * 1024 + DICTIONARY_BYTES  # what liblzma may take
+
+
+def apply_delta(
+    delta: Path, base: Path, result: Path, *, manifest_sha256: str, result_bytes: int, write: Write = os.write
+) -> None:
+    """Write to `result` what `delta` makes of the bundle at `base`.
+
+    Raises:
+        UpdateError: code `delta`, or `disk_full` or `storage`; nothing is left at `result`.
+    """
+    try:
+        with delta.open("rb") as file, open_bundle(base) as opened:
+            _Rebuild(file, opened, write).run(result, manifest_sha256, result_bytes)
+    except UpdateError:
+        result.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        result.unlink(missing_ok=True)
+        raise storage_error(error) from error
+    except EdgemlError as error:
+        result.unlink(missing_ok=True)
+        raise refused(str(error)) from error
+
+
+def refused(what: str) -> UpdateError:
+    return UpdateError(f"the delta cannot be used: {what}", code="delta", retryable=True)
+
+
+class _Rebuild:
+    def __init__(self, file: BinaryIO, base: Bundle, write: Write) -> None:
+        self._file = file
+        self._base = base
+        self._write = write
+
+    def run(self, result: Path, manifest_sha256: str, result_bytes: int) -> None:
+        header = self._header()
+        if header.base != self._base.digest:
+            raise refused(f"it starts from {header.base[:12]}, here is {self._base.digest[:12]}")
+        text = self._manifest(header.manifest, manifest_sha256)
+        manifest = decode_manifest(text)
+        check_manifest(manifest)
+        files = layout(manifest, len(text))
+        if zip_size(files) != result_bytes:
+            raise refused(f"it makes {zip_size(files)} bytes, {result_bytes} are signed for")
+        self._require_complete(header, manifest)
+        descriptor = os.open(result, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            self._blobs(descriptor, header, text, files)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _header(self) -> Header:
+        start = self._file.read(len(MAGIC) + 4)
+        if start[: len(MAGIC)] != MAGIC or len(start) != len(MAGIC) + 4:
+            raise refused(f"it opens with {start[: len(MAGIC)]!r}")
+        packed = self._file.read(min(int.from_bytes(start[len(MAGIC) :], "little"), HEADER_LIMIT_BYTES))
+        unpacker = zlib.decompressobj()
+        try:
+            text = unpacker.decompress(packed, HEADER_LIMIT_BYTES)
+            return msgspec.json.decode(text, type=Header)
+        except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise refused(f"its header: {error}") from error
+
+    def _manifest(self, file: FileDelta, manifest_sha256: str) -> bytes:
+        if file.bytes > MANIFEST_LIMIT_BYTES or file.sha256 != manifest_sha256:
+            raise refused("it makes another manifest than the signed one")
+        text = b"".join(self._content(file, self._base.manifest.encode() if file.base == self._base.digest else b""))
+        if hashlib.sha256(text).hexdigest() != manifest_sha256:
+            raise refused("it makes another manifest than the signed one")
+        return text
+
+    def _require_complete(self, header: Header, manifest: Manifest) -> None:
+        held = self._base.manifest.blobs()
+        lacking = {digest: size for digest, size in manifest.blobs().items() if digest not in held}
+        if lacking != {file.sha256: file.bytes for file in header.blobs}:
+            raise refused("it does not bring exactly what the base lacks")
+
+    def _blobs(self, descriptor: int, header: Header, text: bytes, files: list[tuple[str, int]]) -> None:
+        """Blobs that come first in the delta need not come first in the bundle, so each is written to its own place."""
+        starts: dict[str, int] = {}
+        position = 0
+        for name, size in files:
+            position += header_size(name)
+            starts[name.rpartition("/")[2]] = position
+            position += size
+        crcs: dict[str, int] = {}
+        changed = {file.sha256: file for file in header.blobs}
+        for file in header.blobs:
+            base = self._base.blob(file.base) if file.base is not None else b""
+            crcs[file.sha256] = self._place(descriptor, starts[file.sha256], self._content(file, base))
+        for digest in starts.keys() - changed.keys() - {MANIFEST, files[1][0]}:
+            crcs[digest] = self._place(descriptor, starts[digest], iter([self._base.blob(digest)]))
+        small = {MANIFEST: text, files[1][0]: digest_file(hashlib.sha256(text).hexdigest())}
+        for name, data in small.items():
+            crcs[name] = self._place(descriptor, starts[name], iter([data]))
+        entries = [ZipEntry(name, size, crcs[name.rpartition("/")[2]]) for name, size in files]
+        for entry in entries:
+            at = starts[entry.name.rpartition("/")[2]] - header_size(entry.name)
+            self._place(descriptor, at, iter([local_header(entry)]))
+        self._place(descriptor, position, iter([directory(entries)]))
+
+    def _place(self, descriptor: int, position: int, chunks: Iterator[bytes]) -> int:
+        """Write from `position` on; gives the CRC-32."""
+        os.lseek(descriptor, position, os.SEEK_SET)
+        crc = 0
+        for chunk in chunks:
+            crc = zlib.crc32(chunk, crc)
+            write_all(descriptor, chunk, write=self._write)
+        return crc
+
+    def _content(self, file: FileDelta, base: bytes) -> Iterator[bytes]:
+        if sum(piece.bytes for piece in file.pieces) != file.bytes:
+            raise refused(f"its pieces of {file.sha256[:12]} do not add up")
+        stream = _Unpacked(self._file, file.packed_bytes)
+        for piece in file.pieces:
+            yield _piece(piece, stream.read(piece.bytes), base)
+        stream.finish()
+
+
+class _Unpacked:
+    """Reads one xz stream no further than asked."""
+
+    def __init__(self, file: BinaryIO, packed_bytes: int) -> None:
+        try:
+            import lzma
+        except ImportError as error:
+            raise refused("this Python has no lzma") from error
+        self._file = file
+        self._left = packed_bytes
+        self._broken = lzma.LZMAError
+        self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=UNPACK_LIMIT_BYTES)
+
+    def read(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._more(size)
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        """Go to the stream's end; more bytes in it are refused."""
+        while not self._unpacker.eof:
+            if self._some(1):
+                raise refused("it unpacks to more than its header says")
+        self._file.seek(self._left, os.SEEK_CUR)
+
+    def _more(self, size: int) -> bytes:
+        while True:
+            if self._unpacker.eof:
+                raise refused("it ends early")
+            if part := self._some(size):
+                return part
+
+    def _some(self, size: int) -> bytes:
+        packed = b""
+        if self._unpacker.needs_input:
+            packed = self._file.read(min(CHUNK_BYTES, self._left))
+            self._left -= len(packed)
+            if not packed:
+                raise refused("it ends early")
+        try:
+            return self._unpacker.decompress(packed, size)
+        except (self._broken, MemoryError) as error:
+            raise refused(str(error)) from error
+
+
+def _piece(piece: Piece, data: bytes, base: bytes) -> bytes:
+    if piece.width == 0:
+        return data
+    before = base[piece.base_offset : piece.base_offset + piece.bytes]
+    if len(before) != piece.bytes or piece.bytes % piece.width:
+        raise refused("a piece lies outside its base")
+    kind = np.dtype(f"<u{piece.width}")
+    planes = np.frombuffer(data, np.uint8).reshape(piece.width, -1)
+    coded = np.ascontiguousarray(planes.T).reshape(-1).view(kind)
+    difference = (coded >> 1) ^ (~(coded & 1) + 1).astype(kind)
+    return bytes((np.frombuffer(before, kind) + difference).astype(kind).data.cast("B"))
