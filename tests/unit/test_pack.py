@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edgeml.exporter.golden import golden_inputs
-from edgeml.exporter.pack import pack
+from edgeml.exporter.pack import check_folder, move_all, pack
 from edgeml.exporter.samples import make_samples
 from edgeml.runtime.bundle import open_bundle
 from edgeml.wire.canonical import sha256_hex
-from edgeml.wire.errors import BundleError
+from edgeml.wire.errors import BundleError, EnvironmentProblem
 from edgeml.wire.manifest import SCHEMA, Artifact, Binding, Manifest, Parity, Requirement, Signature, SourceFile, TensorSpec
 
 MODEL = b"a model file"
@@ -49,3 +49,27 @@ def test_a_missing_blob_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="missing"):
         pack(manifest(), {sha256_hex(MODEL): MODEL}, tmp_path / "toy.edgeml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_and_bundle_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    place, out = tmp_path / "place", tmp_path / "out"
+    for folder in (place, out):
+        folder.mkdir()
+    files = [place / name for name in ("a.edgeml", "b.html", "c.json")]
+    for path in files:
+        path.write_bytes(path.name.encode() * 100)
+    (out / "a.edgeml").write_bytes(b"the one before")
+    (out / ".c.json.part").symlink_to("/dev/full")  # a real disk that is full, for the last file only
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        move_all(files, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"a.edgeml": b"the one before"}
+    assert move_all(files, out) == {path: out / path.name for path in files}
+    assert sorted(path.name for path in out.iterdir()) == ["a.edgeml", "b.html", "c.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem, match="give another -o DIR"):
+        check_folder(tmp_path / "file" / "out")
+    check_folder(tmp_path / "not" / "yet" / "there")
+    assert not (tmp_path / "not").exists()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeml.exporter.extras import missing
 from edgeml.exporter.plan import ExportPlan, make_plan
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
         version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
         cache=not no_cache,
     )  # fmt: skip
-    exported = _export(plan, json=json)
+    try:
+        exported = _export(plan, json=json)
+    except ModuleNotFoundError as error:
+        if (absent := missing(error)) is None:
+            raise
+        raise absent from error
     if json:
         _print_json(exported)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,10 +17,11 @@ import numpy as np
 from edgeml.exporter.artifact import Judged, Trial
 from edgeml.exporter.cache import Cache, default_cache
 from edgeml.exporter.data import Data, read_data
+from edgeml.exporter.extras import require
 from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.lifeline import work_folder
 from edgeml.exporter.outcome import Made, artifact_report, exit_code, key_number, libraries, summary, unmade, verdict_error
-from edgeml.exporter.pack import pack
+from edgeml.exporter.pack import check_folder, move_all, pack
 from edgeml.exporter.parity import class_output, detect_task, post_processing, score
 from edgeml.exporter.parity.metrics import class_scores
 from edgeml.exporter.plan import ExportPlan
@@ -77,14 +77,19 @@ def export(plan: ExportPlan, progress: Progress | None = None, *, command: str =
     Raises:
         EdgemlError: the source or the samples cannot be used; nothing was written.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(work_folder())
-        run = _Run(plan, folder, progress or Silent(), stack)
-        model = run.read_source()
-        data = read_data(plan, model.signature)
-        subject = run.subject(model, data, run.reference(model, data))
-        made = run.artifacts(subject.trial)
-        return run.write(subject, made, run.manifest(subject, made), command)
+    check_folder(plan.out)
+    try:
+        with ExitStack() as stack:
+            run = _Run(plan, stack.enter_context(work_folder()), progress or Silent(), stack)
+            model = run.read_source()
+            data = read_data(plan, model.signature)
+            subject = run.subject(model, data, run.reference(model, data))
+            made = run.artifacts(subject.trial)
+            return run.write(subject, made, run.manifest(subject, made), command)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the work folder cannot be written: {error.strerror or error}", hint="make room, or set TMPDIR to another place"
+        ) from error
 
 
 class _Run:
@@ -99,6 +104,7 @@ class _Run:
         self.calibrated = ""  # the calibration samples' sha256, once they were
         example = plan.calib or plan.evaluation
         self.ref = locate(plan.source, trust=plan.trust, example=str(example) if example else None, seed=plan.seed)
+        require(self.ref.family, plan.formats, plan.precisions)
         self.source = stack.enter_context(_source_worker(self.ref, folder, plan.time_limit_s))
         self.judges = {
             format_: stack.enter_context(
@@ -297,8 +303,7 @@ class _Run:
                 step.note = f"{bundle.stat().st_size:,} bytes"
         report = self._report(subject, made, manifest, bundle, command)
         reports = write_report(report, place)
-        _make_folder(self.plan.out)
-        moved = {path: _move(path, self.plan.out) for path in sorted(place.iterdir())}
+        moved = move_all(sorted(place.iterdir()), self.plan.out)
         return Exported(report, moved[bundle] if bundle else None, tuple(moved[path] for path in reports), exit_code(made))
 
     def _blobs(self, made: Sequence[Made]) -> dict[str, bytes]:
@@ -342,25 +347,6 @@ class _Run:
 
     def step(self, name: str) -> Step:
         return Step(name, self.progress, self.stages)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot make {str(folder)!r}: {error.strerror}", hint="give another -o DIR") from error
-
-
-def _move(path: Path, folder: Path) -> Path:
-    """Into place whole: copied beside its name, then renamed over what was there."""
-    target = folder / path.name
-    staged = folder / f".{path.name}.part"
-    try:
-        shutil.copyfile(path, staged)
-        return staged.replace(target)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"cannot write {str(target)!r}: {error.strerror}", hint="give another -o DIR") from error
 
 
 def _source_worker(ref: SourceRef, folder: Path, time_limit_s: float) -> Worker:

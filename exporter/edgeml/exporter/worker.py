@@ -20,11 +20,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from types import ModuleType
+from typing import IO, Any, ClassVar, Final, Self
 
+from edgeml.exporter.extras import missing
 from edgeml.exporter.lifeline import die_with
 from edgeml.wire import errors
 from edgeml.wire.errors import EdgemlError, MissingExtraError, WorkerError
@@ -257,14 +260,31 @@ def _answer(line: bytes) -> dict[str, Any]:
     except EdgemlError as error:
         return {"refusal": _refusal(error)}
     except Exception as error:  # noqa: BLE001 - whatever a converter raises is a diagnosis, not a crash
+        if (absent := missing(error)) is not None:
+            return {"refusal": _refusal(absent)}
         traceback.print_exc()
         return {"failure": f"{type(error).__name__}: {error}".strip()[-TAIL_CHARACTERS:]}
 
 
+class _Without(PathFinder):
+    """Finds no package of `blocked`, as if it were not installed.
+
+    The usual `sys.modules[name] = None` is not that: Keras takes a name that stands there for the library.
+    """
+
+    blocked: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if any(fullname == name or fullname.startswith(f"{name}.") for name in cls.blocked):
+            return None
+        return super().find_spec(fullname, path, target)
+
+
 def main() -> None:
     """The child: one reply for each request until the requests end."""
-    for package in filter(None, os.environ.get(BLOCK, "").split(",")):
-        sys.modules[package] = None  # type: ignore[assignment]  # CPython's own way to make an import fail
+    _Without.blocked = tuple(filter(None, os.environ.get(BLOCK, "").split(",")))
+    sys.meta_path[sys.meta_path.index(PathFinder)] = _Without
     requests, replies, lifeline = (int(argument) for argument in sys.argv[1:4])
     die_with(lifeline)
     with os.fdopen(requests, "rb") as incoming, os.fdopen(replies, "wb") as outgoing:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeml.exporter.extras import missing
 from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature
@@ -85,8 +86,10 @@ def from_onnx(source: dict[str, Any], out: str) -> list[str]:
     return []
 
 
-def unsupported(converter: str, error: Exception) -> UnsupportedError:
-    """A converter's refusal, with the operator it names."""
+def unsupported(converter: str, error: Exception) -> UnsupportedError | MissingExtraError:
+    """A converter's refusal, with the operator it names; or the package that the converter lacks."""
+    if (absent := missing(error)) is not None:
+        return absent
     text = " ".join(str(error).split())
     causes, cause = [text], error.__cause__
     while cause is not None:

@@ -13,6 +13,7 @@ HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC: Final = b"PK\x03\x04"
 TFLITE_MAGIC: Final = b"TFL3"  # at byte 4, after the flatbuffer's root offset
 PICKLE_MAGIC: Final = b"\x80"  # protocol 2 and later
+PICKLED_BY_TORCH: Final = frozenset({".pt", ".pth"})  # before torch 1.6, without a zip around them
 KNOWN: Final = ".h5, .keras, a SavedModel folder, file.py:factory, .pt2, .onnx"
 
 
@@ -33,10 +34,10 @@ def locate(text: str, *, trust: bool = False, example: str | None = None, seed: 
     path = Path(text)
     if text.endswith(".py"):
         raise ModelError(f"{text!r} is Python code", hint="name the function that builds the model: file.py:function")
-    return SourceRef(text, _kind(path), trust=trust, example=example, seed=seed)
+    return SourceRef(text, _kind(path, trust=trust), trust=trust, example=example, seed=seed)
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: Path, *, trust: bool) -> Kind:
     if path.is_dir():
         if (path / "saved_model.pb").is_file():
             return "savedmodel"
@@ -51,6 +52,8 @@ def _kind(path: Path) -> Kind:
         return _zip_kind(path)
     if path.suffix == ".onnx" and head:
         return "onnx"
+    if trust and head.startswith(PICKLE_MAGIC) and path.suffix in PICKLED_BY_TORCH:
+        return "torchscript"
     raise _refusal(path, head)
 
 

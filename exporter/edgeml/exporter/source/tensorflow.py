@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from edgeml.exporter.extras import missing
 from edgeml.exporter.source.model import (
     SourceModel,
     SourceRef,
@@ -77,7 +78,7 @@ def load(source: SourceRef) -> TfModel:
     except EdgemlError:
         raise
     except Exception as error:
-        raise _unreadable(source, error) from error
+        raise missing(error) or _unreadable(source, error) from error
     refuse_non_finite(model.weights)
     return model
 

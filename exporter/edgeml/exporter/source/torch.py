@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from edgeml.exporter.extras import missing
 from edgeml.exporter.source.model import (
     SourceModel,
     SourceRef,
@@ -89,7 +90,9 @@ def load(source: SourceRef) -> TorchModel:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise ModelError(f"{Path(source.path).name!r} cannot be loaded: {type(error).__name__}: {text}") from error
+        raise missing(error) or ModelError(
+            f"{Path(source.path).name!r} cannot be loaded: {type(error).__name__}: {text}"
+        ) from error
 
 
 def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
@@ -110,10 +113,16 @@ def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
         module = torch.load(source.path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         raise UnsupportedError(
-            f"{Path(source.path).name!r} holds a {type(module).__name__}, not a module",
-            hint="give file.py:factory that builds it",
+            f"{Path(source.path).name!r} holds {_what(torch, module)}, not a module",
+            hint="write a function that builds the module and loads this file into it, and give file.py:function",
         )
     return module.eval(), _examples_from(torch, module, source)
+
+
+def _what(torch: Any, found: Any) -> str:
+    if isinstance(found, Mapping) and any(isinstance(value, torch.Tensor) for value in found.values()):
+        return f"weights alone ({len(found)} tensors, a state_dict)"
+    return f"a {type(found).__name__}"
 
 
 def _from_factory(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
