@@ -253,7 +253,9 @@ class Host:
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
         with open_bundle(path) as bundle:
             loaded = load_as(bundle, self._table(model).setup(self._config.data), self_test=self_test, engines=self._engines)
-        return Serving(loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift, journal=self._journal)
+        return Serving(
+            loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift, journal=self._journal
+        )
 
     def _forget_prepared(self, model: str) -> None:
         prepared = self._prepared.pop(model, None)
