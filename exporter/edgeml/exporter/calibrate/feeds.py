@@ -26,9 +26,10 @@ def count(feeds: Feeds) -> int:
     return next(iter(counts.values()))
 
 
-def half(feeds: Feeds, which: int) -> Feeds:
-    """Every second sample, from sample `which` (0 or 1) on."""
-    return {name: values[which::2] for name, values in feeds.items()}
+def split(feeds: Feeds, fold: int, folds: int) -> tuple[Feeds, Feeds]:
+    """All samples but every `folds`-th from sample `fold` on, and those."""
+    held = np.arange(count(feeds)) % folds == fold
+    return {name: values[~held] for name, values in feeds.items()}, {name: values[held] for name, values in feeds.items()}
 
 
 def one_by_one(inputs: tuple[RawTensor, ...], feeds: Feeds) -> Iterator[list[Array]]:

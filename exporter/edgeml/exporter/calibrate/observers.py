@@ -1,8 +1,8 @@
 """Observers: from what was seen of a tensor to the range that its 8-bit codes cover.
 
 Pure functions of `Statistics`. Every range holds zero, because padding and ReLU need an exact zero. A wider range rounds more
-coarsely, a narrower one clips: `min_max` never clips; `average` and `percentile` forgive rare values; `entropy` and `mse`
-weigh the two by what was seen.
+coarsely, a narrower one clips: `min_max` and `headroom` clip nothing that was seen; `average` and `percentile` forgive rare
+values; `entropy` and `mse` weigh the two by what was seen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edgeml.exporter.calibrate.statistics import Statistics
 
 LEVELS: Final = 256
 PERCENTILE: Final = 99.99  # of all values, shared by the two ends
+HEADROOM: Final = 1.1
 LEAST_SHARE: Final = 0.3  # the narrowest clip that is tried, as a share of the end
 STEPS: Final = 71  # clips tried per end: 1 % apart
 ENTROPY_BINS: Final = 128  # LEVELS would leave the full range as the only candidate in a coarse histogram
@@ -44,6 +45,11 @@ def with_zero(low: float, high: float) -> Range:
 def min_max(seen: Statistics) -> Range:
     """Everything that was seen."""
     return with_zero(seen.low, seen.high)
+
+
+def headroom(seen: Statistics) -> Range:
+    """Everything that was seen and a tenth more at either end but zero: new samples go beyond what few have shown."""
+    return with_zero(seen.low * HEADROOM, seen.high * HEADROOM)
 
 
 def average(seen: Statistics) -> Range:
@@ -131,5 +137,6 @@ OBSERVERS: Final[dict[str, Observer]] = {
     "mse": mse,
     "percentile": percentile,
     "entropy": entropy,
+    "headroom": headroom,
     "average": average,
 }

@@ -1,30 +1,22 @@
 """ONNX in float16 and int8.
 
-int8: fold what can be folded, watch every tensor on the calibration samples, choose the observer whose model is nearest to the
-float one on samples it did not see, write QuantizeLinear and DequantizeLinear around what runs on integers.
+int8: fold what can be folded, quantize as `static` says, write QuantizeLinear and DequantizeLinear around integer operators.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
-from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT, calibration_notes
-from edgeml.exporter.calibrate.choose import choose, chosen_note
-from edgeml.exporter.calibrate.feeds import Feeds, count, outputs
-from edgeml.exporter.calibrate.observers import OBSERVERS, Range
-from edgeml.exporter.calibrate.onnx import watch_onnx
-from edgeml.exporter.calibrate.statistics import Statistics, gather
+from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT
+from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.quantize.fold import initializers, ready
-from edgeml.exporter.quantize.qdq import insert, shorten_names
+from edgeml.exporter.quantize.onnx_network import OnnxNetwork, with_biases
 from edgeml.exporter.quantize.result import Quantized
-from edgeml.runtime.backends import Array, EngineOptions
-from edgeml.runtime.backends.onnx import open_onnx
+from edgeml.exporter.quantize.static import to_int8
+from edgeml.runtime.backends import Array
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
-
-EXACT: Final = EngineOptions(kernels="exact")  # judge the numbers in the file, not a kernel that saturates
-WAYS: Final = ("mse", "min-max", "percentile", "entropy")
 
 
 def to_int8_onnx(
@@ -39,28 +31,19 @@ def to_int8_onnx(
         UnsupportedError: nothing in the model can be quantized.
     """
     del task  # the error that chooses is the same for both
-    samples = count(feeds)
-    proto = ready(model)
-    seen: dict[tuple[int, int], dict[str, Statistics]] = {}
-
-    def watched(some: Feeds) -> dict[str, Statistics]:
-        key = (id(next(iter(some.values()))), count(some))
-        if key not in seen:
-            seen[key] = gather(watch_onnx(proto, some))
-        return seen[key]
-
-    def quantize(way: str, some: Feeds) -> bytes:
-        ranges = {name: OBSERVERS[way](statistics) for name, statistics in watched(some).items()}
-        return _written(proto, ranges, keep_float)
-
-    def run(quantized: bytes, some: Feeds) -> list[Array]:
-        return outputs(open_onnx(quantized, EXACT), some)
-
-    way, errors = choose(WAYS, quantize, run, lambda some: run(model, some), feeds)
-    quantized = quantize(way, feeds)
-    if b"QuantizeLinear" not in quantized:
+    quantized = to_int8(open_onnx_network(model, keep_float), model, feeds)
+    if b"QuantizeLinear" not in quantized.model:
         raise UnsupportedError("no operator of this model can run on int8", hint="ask for fp32 or fp16")
-    return Quantized(quantized, (chosen_note(WAYS, way, errors, samples), *calibration_notes(watched(feeds), samples)))
+    return quantized
+
+
+def open_onnx_network(model: bytes, keep_float: frozenset[str] = frozenset()) -> OnnxNetwork:
+    """The folded network of a model.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
+    return OnnxNetwork(with_biases(ready(model)), keep_float)
 
 
 def to_fp16_onnx(model: bytes) -> bytes:
@@ -70,8 +53,8 @@ def to_fp16_onnx(model: bytes) -> bytes:
         from onnxconverter_common import float16
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnxconverter_common", "export") from error
-    proto = onnx.load_from_string(model)
-    constants = initializers(proto.graph)
+    proto = ready(model)
+    constants = initializers(proto.graph)  # folded first: what is folded is not rounded between
     large = {name for name, tensor in constants.items() if _overflows(onnx.numpy_helper.to_array(tensor))}
     for number, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{number}"
@@ -82,13 +65,6 @@ def to_fp16_onnx(model: bytes) -> bytes:
     del converted.graph.value_info[:]
     half: bytes = converted.SerializeToString(deterministic=True)
     return half
-
-
-def _written(proto: object, ranges: dict[str, Range], keep_float: frozenset[str]) -> bytes:
-    written = insert(proto, ranges, keep_float)
-    shorten_names(written)
-    bytes_: bytes = written.SerializeToString(deterministic=True)
-    return bytes_
 
 
 def _overflows(values: Array) -> bool:

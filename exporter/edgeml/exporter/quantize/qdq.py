@@ -76,15 +76,26 @@ def float_nodes(graph: Any, keep_float: frozenset[str] = frozenset()) -> frozens
     return frozenset(kept)
 
 
-def insert(proto: Any, ranges: Mapping[str, Range], keep_float: frozenset[str] = frozenset()) -> Any:
-    """A copy of a folded model with its tensors quantized to `ranges` (tensor name -> range)."""
+def insert(
+    proto: Any,
+    ranges: Mapping[str, Range],
+    keep_float: frozenset[str] = frozenset(),
+    scales: Mapping[str, Array] | None = None,
+) -> Any:
+    """A copy of a folded model with its tensors quantized to `ranges` (tensor name -> range).
+
+    `scales`: weights' name -> one scale per output channel, for weights that are rounded already.
+    """
     copy = type(proto)()
     copy.CopyFrom(proto)
-    return _Writer(copy, ranges, keep_float).write()
+    return _Writer(copy, ranges, keep_float, scales or {}).write()
 
 
 class _Writer:
-    def __init__(self, proto: Any, ranges: Mapping[str, Range], keep_float: frozenset[str]) -> None:
+    def __init__(
+        self, proto: Any, ranges: Mapping[str, Range], keep_float: frozenset[str], scales: Mapping[str, Array]
+    ) -> None:
+        self.scales = scales
         self.proto, self.graph, self.ranges = proto, proto.graph, ranges
         self.constants, self.readers = initializers(proto.graph), consumers(proto.graph)
         self.makers = {name: node for node in proto.graph.node for name in node.output}
@@ -182,7 +193,7 @@ class _Writer:
         if name not in self.constants:
             return  # a product of two activations: both are rounded already
         weights, axis = numpy_helper.to_array(self.constants[name]), channel_axis(node)
-        scales = weight_scales(weights, axis)
+        scales = self.scales[name].astype(np.float32) if name in self.scales else weight_scales(weights, axis)
         bias = node.input[2] if len(node.input) > 2 else ""
         input_codes = self.codes.get(node.input[0])
         values = None

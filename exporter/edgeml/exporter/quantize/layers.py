@@ -1,0 +1,185 @@
+"""A model as the layers in it: products of weights with windows of a tensor, the same for every format.
+
+Formats differ in the order of axes only. Here weights are (output channels, input channels / groups, *kernel) and values are
+(samples, channels, *space), as in ONNX; each format's `Network` turns its own order into this one and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from edgeml.exporter.calibrate.feeds import Feeds
+from edgeml.exporter.calibrate.observers import Range
+from edgeml.exporter.calibrate.statistics import Pass
+from edgeml.runtime.backends import Array, Backend
+
+POSITIONS: Final = 64  # windows looked at per sample and layer, evenly spread: more say the same about the inputs' covariance
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer by the names of its tensors.
+
+    `activation` is the tensor after the layer's activation function: the one that is rounded. `scalable` says that the function
+    commutes with a positive factor (none, ReLU). `kernel` is empty for a fully connected layer; `pads` are (before, after) of
+    each spatial axis.
+    """
+
+    weights: str
+    bias: str | None
+    source: str
+    output: str
+    activation: str
+    scalable: bool = True
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A layer whose activation only other layers read, be it through pooling: its channels can be scaled and scaled back."""
+
+    producer: Layer
+    consumers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean (groups, n) and covariance (groups, n, n) of the windows a layer sees; n = inputs of one product."""
+
+    mean: Floats
+    covariance: Floats
+
+
+class Network(Protocol):
+    """A float32 model of some format whose weights can be changed and which can be written as int8."""
+
+    layers: tuple[Layer, ...]
+    links: tuple[Link, ...]
+
+    def copy(self) -> Self: ...
+
+    def read(self, layer: Layer) -> Floats: ...
+
+    def write(self, layer: Layer, weights: Floats) -> None: ...
+
+    def read_bias(self, layer: Layer) -> Floats:
+        """One value per output channel; zeros where there is no bias."""
+        ...
+
+    def write_bias(self, layer: Layer, bias: Floats) -> None: ...
+
+    def watch(self, feeds: Feeds) -> Pass: ...
+
+    def arrange(self, layer: Layer, tensor: str, values: Array) -> Array:
+        """Values of a tensor next to a layer in the common order."""
+        ...
+
+    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array]) -> bytes:
+        """The int8 file: tensor name -> range, weights' name -> one scale per output channel."""
+        ...
+
+    def open(self, model: bytes) -> Backend: ...
+
+
+def windows(layer: Layer, values: Array) -> Floats:
+    """What the layer multiplies with its weights: (groups, products, inputs of a product) from (samples, channels, *space).
+
+    At most POSITIONS products per call, evenly spread.
+    """
+    if not layer.kernel:
+        return _spread(values.reshape(1, -1, values.shape[-1]))
+    padded = np.pad(values, ((0, 0), (0, 0), *layer.pads))
+    spans = [(size - 1) * step + 1 for size, step in zip(layer.kernel, layer.dilations, strict=True)]
+    space = tuple(range(2, values.ndim))
+    window_view: Any = sliding_window_view  # its stubs know one axis only
+    view = window_view(padded, spans, axis=space)
+    steps = tuple(slice(None, None, step) for step in layer.strides)
+    taps = tuple(slice(None, None, step) for step in layer.dilations)
+    view = view[(slice(None), slice(None), *steps, *taps)]
+    samples, channels = values.shape[:2]
+    positions = int(np.prod(view.shape[2 : 2 + len(space)]))
+    flat = view.reshape(samples, layer.groups, channels // layer.groups, positions, -1)
+    return _spread(flat.transpose(1, 0, 3, 2, 4).reshape(layer.groups, samples * positions, -1))
+
+
+def _spread(seen: Array) -> Floats:
+    step = -(-seen.shape[1] // POSITIONS)
+    return np.ascontiguousarray(seen[:, ::step], dtype=np.float64)
+
+
+def moments(network: Network, feeds: Feeds) -> dict[str, Moments]:
+    """Moments of each layer's windows by its weights' name, gathered sample by sample."""
+    sums: dict[str, tuple[Floats, Floats, int]] = {}
+    for tensors in network.watch(feeds)():
+        for layer in network.layers:
+            seen = windows(layer, network.arrange(layer, layer.source, tensors[layer.source]))
+            total, products, n = seen.sum(axis=1), seen.transpose(0, 2, 1) @ seen, seen.shape[1]
+            before = sums.get(layer.weights, (0.0, 0.0, 0))
+            sums[layer.weights] = (before[0] + total, before[1] + products, before[2] + n)
+    found = {}
+    for name, (total, products, n) in sums.items():
+        mean = total / n
+        found[name] = Moments(mean, products / n - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
+    return found
+
+
+def channel_ranges(network: Network, feeds: Feeds) -> dict[str, Floats]:
+    """The largest magnitude of each channel of each link's activation, by its name."""
+    found: dict[str, Floats] = {}
+    for tensors in network.watch(feeds)():
+        for link in network.links:
+            name = link.producer.activation
+            values = network.arrange(link.producer, name, tensors[name])
+            axes = (0, *range(2, values.ndim)) if link.producer.kernel else tuple(range(values.ndim - 1))
+            largest = np.abs(values).max(axis=axes).astype(np.float64)
+            found[name] = np.maximum(found[name], largest) if name in found else largest
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operator of a graph as links see it. `passes` says that it treats channels alike and keeps their order (pooling)."""
+
+    inputs: tuple[str, ...]
+    output: str
+    layer: Layer | None = None
+    passes: bool = False
+
+
+def links(steps: Sequence[Step], outputs: Iterable[str], channels: Mapping[str, int]) -> tuple[Link, ...]:
+    """Links between the layers of a graph; `channels` says how many each tensor has."""
+    readers: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    ends = set(outputs)
+    found = []
+    for step in steps:
+        if step.layer is None or not step.layer.scalable:
+            continue
+        tensor = step.layer.activation
+        while len(readers.get(tensor, ())) == 1 and readers[tensor][0].passes and tensor not in ends:
+            after = readers[tensor][0].output
+            if channels.get(after) != channels.get(tensor):
+                break
+            tensor = after
+        consumers = [reader.layer for reader in readers.get(tensor, [])]
+        through = tensor == step.layer.activation or len(readers.get(step.layer.activation, ())) == 1
+        if tensor in ends or not consumers or not through:
+            continue
+        fitting = tuple(layer for layer in consumers if layer is not None and layer.source == tensor)
+        if len(fitting) == len(consumers) and all(layer.groups in {1, channels.get(tensor)} for layer in fitting):
+            found.append(Link(step.layer, fitting))
+    return tuple(found)
