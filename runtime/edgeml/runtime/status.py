@@ -135,8 +135,8 @@ def screen(status: Status, now: float) -> str:
         f"service  {status.service}",
         f"spool    {status.spool_rows} waiting, {status.spool_dropped} dropped",
     ]
-    if status.board is not None:
-        lines.append(f"board    {_board_words(status.board)}")
+    if status.board is not None and (words := _board_words(status.board)):
+        lines.append(f"board    {words}")
     if status.ignored:
         lines.append(f"ignored  {status.ignored} messages that were not what they claimed")
     if status.defects:
@@ -178,7 +178,7 @@ def _board_words(board: Board) -> str:
         words.append(f"now {', '.join(board.throttled)}")
     elif board.throttled_before:
         words.append(f"since its start {', '.join(board.throttled_before)}")
-    return "; ".join(words) or "says nothing about itself"
+    return "; ".join(words)
 
 
 def _age(seconds: float) -> str:
