@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _call(command: Command, name: str, argv: list[str]) -> None:
     try:
         module = importlib.import_module(command.module)
+        application = getattr(module, command.attribute)
+        application(args=argv, prog_name=f"edgeml {name}")  # a command may load what is heavy when it runs
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.startswith("edgeml") or command.extra is None:
@@ -72,8 +74,6 @@ def _call(command: Command, name: str, argv: list[str]) -> None:
         raise EnvironmentProblem(
             f"`edgeml {name}` needs {missing!r}", hint=f"install edgeml-toolkit[{command.extra}]"
         ) from error
-    application = getattr(module, command.attribute)
-    application(args=argv, prog_name=f"edgeml {name}")
 
 
 def _version() -> str:
