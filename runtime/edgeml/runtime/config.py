@@ -31,6 +31,7 @@ import msgspec
 
 from edgeml.runtime.backends import EngineOptions
 from edgeml.runtime.setup import Setup
+from edgeml.runtime.window import parse_windows
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.manifest import Format, Name, Precision
 
@@ -88,12 +89,27 @@ class UpdateTable(_Table, frozen=True):
     backoff_s: Seconds = 30.0
     backoff_cap_s: Seconds = 3600.0
     stall_s: Seconds = 30.0  # a download without progress is given up after this
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=1024)] | None = None  # what a download may take of the line
+    windows: tuple[str, ...] = ()  # when versions may change, in the device's time: "02:00-05:00", "sat,sun 22:00-06:00"
+    download_outside: bool = False  # bytes may come outside the windows too
+    postpone_s: Seconds = 60.0  # how often an application that postpones is asked again
+    most_postpone_s: Seconds = 7 * 86400.0  # longer than this it cannot keep an update waiting
 
 
 class TelemetryTable(_Table, frozen=True):
     window_s: Seconds = 60.0
     spool_bytes: Annotated[int, msgspec.Meta(ge=256 * 1024)] = 16 * 1024 * 1024
     drift: bool = True  # count the inputs, and compare them and the answers with the bundle's reference
+
+
+class ChallengerTable(_Table, frozen=True):
+    """A second version beside the one that answers: `shadow` only compares, `ab` answers its share of the requests."""
+
+    bundle: str
+    mode: Literal["shadow", "ab"] = "shadow"
+    share: Share = 0.1  # of the calls
+    cpu_share: Share = 0.25  # of one core, for `shadow`
+    salt: str = ""  # for `ab`: another one deals the requests anew
 
 
 class ModelTable(_Table, frozen=True):
@@ -110,6 +126,7 @@ class ModelTable(_Table, frozen=True):
     max_wait_ms: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # for others to come, beyond the time the engine is busy
     measure: bool = True  # time each artifact that can run here, once, and take the fastest
     trial_s: Seconds = 120.0  # for the self-test of a new version
+    challenger: ChallengerTable | None = None
 
     def setup(self, data: Path) -> Setup:
         """`data` is the device's folder, where measured latencies are kept."""
@@ -185,6 +202,7 @@ def load_config(path: Path | str) -> AgentConfig:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{str(path)!r}: {error}") from error
     _check_addresses(config, str(path))
+    parse_windows(config.update.windows)
     return config
 
 

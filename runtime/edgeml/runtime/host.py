@@ -14,24 +14,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgeml.runtime.aio import Threads
 from edgeml.runtime.backends import Array, opener
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import this_board
 from edgeml.runtime.cloud import CloudClient
-from edgeml.runtime.config import AgentConfig, FallbackTable, ModelTable
+from edgeml.runtime.config import AgentConfig, ChallengerTable, FallbackTable, ModelTable
 from edgeml.runtime.fallback import Policy
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
 from edgeml.runtime.journal import STDERR, Journal
 from edgeml.runtime.model import Engines, Model, Result, load_as, new_request_id
+from edgeml.runtime.shadow import Shadow
 from edgeml.runtime.swap import Leased, leased
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
+from edgeml.runtime.variants import Arm
 from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
-from edgeml.wire.messages import State, Telemetry
+from edgeml.wire.messages import ShadowCounts, State, Telemetry
 
 ASYNC_CALLS: Final = 8  # of asyncio applications at once: some wait for the cloud, some make a batch
 
@@ -117,15 +121,19 @@ class Host:
         self._journal = _journal(config)
         self._prepared: dict[str, Serving] = {}
         self._retired: list[Serving] = []
+        self._beside: dict[str, Shadow | Arm] = {}
+        self._arms: dict[str, Serving] = {}
         self._lock = threading.Lock()
         self._board = this_board()
         self.threads = Threads(ASYNC_CALLS, "edgeml-run")
         self.notes: dict[str, str] = {}
 
     def run(self, model: str, inputs: Mapping[str, Array], request_id: str | None = None) -> Result:
-        """One answer from the version that is active now."""
-        with self._lease(model) as serving:
-            return serving.run(inputs, request_id)
+        """One answer from the version that is active now, or from its challenger."""
+        beside = self._beside.get(model)
+        if beside is None:
+            return self._champion(model, inputs, request_id)
+        return beside.run(inputs, request_id, lambda identifier: self._champion(model, inputs, identifier))
 
     def serving(self, model: str) -> Serving | None:
         return self._serving.get(model)
@@ -164,6 +172,7 @@ class Host:
     def switch(self, model: str, digest: str | None, path: Path | None) -> None:
         now_serving = self._serving.get(model)
         if digest is None or path is None:
+            self._end_beside(model)
             self._replace(model, None)
             return
         if now_serving is not None and now_serving.model.digest == digest:
@@ -173,6 +182,7 @@ class Host:
             prepared.retire()
             prepared = None
         self._replace(model, prepared or self._checked(model, digest, path))
+        self._set_beside(model)
 
     def vitals(self, model: str, digest: str) -> Vitals:
         serving = self._serving.get(model)
@@ -211,18 +221,67 @@ class Host:
         with self._lock:
             drained = [serving for serving in self._retired if serving.is_drained]
             self._retired = [serving for serving in self._retired if not serving.is_drained]
-            serving_now = [*drained, *self._retired, *self._serving.values()]
+            serving_now = [*drained, *self._retired, *self._arms.values(), *self._serving.values()]
         for serving in serving_now:
             counts = serving.window.take(now)
             if not counts.is_empty or serving in self._serving.values():
-                yield counts.telemetry(device, session, next_seq())
+                telemetry = counts.telemetry(device, session, next_seq())
+                yield msgspec.structs.replace(telemetry, shadow=self._shadowed(serving))
 
     def close(self) -> None:
         self.threads.close()
+        for model in list(self._beside):
+            self._end_beside(model)
         for model in list(self._serving):
             self._replace(model, None)
         for model in list(self._prepared):
             self._forget_prepared(model)
+
+    def _champion(self, model: str, inputs: Mapping[str, Array], request_id: str | None) -> Result:
+        with self._lease(model) as serving:
+            return serving.run(inputs, request_id)
+
+    def _set_beside(self, model: str) -> None:
+        """Let the configured challenger run beside what answers now; one that cannot is noted and harms nothing."""
+        table, serving = self._table(model), self._serving[model]
+        if table.challenger is None:
+            return
+        beside = self._beside.get(model)
+        try:
+            with open_bundle(self._config.path(table.challenger.bundle)) as bundle:
+                digest, signature = bundle.digest, bundle.manifest.signature.digest
+            is_of_use = digest != serving.model.digest and signature == serving.model.manifest.signature.digest
+            if not is_of_use:
+                self._end_beside(model)
+                self.note(model, "the challenger is the version that answers, or has other inputs or outputs")
+            elif beside is None:
+                self._beside[model] = self._challenger(model, table, table.challenger)
+        except EdgemlError as error:
+            self.note(model, f"the challenger does not run: {error}")
+
+    def _challenger(self, model: str, table: ModelTable, challenger: ChallengerTable) -> Shadow | Arm:
+        path = self._config.path(challenger.bundle)
+        if not table.isolated:
+            try_bundle(path, table.setup(self._config.data), timeout_s=table.trial_s)
+        if challenger.mode == "shadow":
+            loaded = self._load_model(model, path, self_test=table.isolated)
+            return Shadow(loaded, share=challenger.share, cpu_share=challenger.cpu_share)
+        serving = self._load(model, path, self_test=table.isolated)
+        self._arms[model] = serving
+        return Arm(serving.run, serving.retire, share=challenger.share, salt=challenger.salt)
+
+    def _end_beside(self, model: str) -> None:
+        beside, arm = self._beside.pop(model, None), self._arms.pop(model, None)
+        if beside is not None:
+            beside.retire()
+        if arm is not None:
+            with self._lock:
+                self._retired.append(arm)
+
+    def _shadowed(self, serving: Serving) -> ShadowCounts | None:
+        beside = self._beside.get(serving.model.name)
+        is_champion = self._serving.get(serving.model.name) is serving
+        return beside.take() if isinstance(beside, Shadow) and is_champion else None
 
     @contextmanager
     def _lease(self, model: str) -> Iterator[Serving]:
@@ -250,9 +309,12 @@ class Host:
             raise BundleError(f"bundle of {model}", expected=digest[:12], got=serving.model.digest[:12])
         return serving
 
-    def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
+    def _load_model(self, model: str, path: Path, *, self_test: bool) -> Model:
         with open_bundle(path) as bundle:
-            loaded = load_as(bundle, self._table(model).setup(self._config.data), self_test=self_test, engines=self._engines)
+            return load_as(bundle, self._table(model).setup(self._config.data), self_test=self_test, engines=self._engines)
+
+    def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
+        loaded = self._load_model(model, path, self_test=self_test)
         return Serving(
             loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift, journal=self._journal
         )
