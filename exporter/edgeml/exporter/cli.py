@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeml.exporter.extras import missing
 from edgeml.exporter.plan import ExportPlan, make_plan
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     try:
         exported = _export(plan, json=json)
     except ModuleNotFoundError as error:
+        from edgeml.exporter.extras import missing
+
         if (absent := missing(error)) is None:
             raise
         raise absent from error
