@@ -254,3 +254,14 @@ def test_a_superseded_download_stops_and_keeps_its_part(serve: Serve, fetcher: F
     with pytest.raises(Superseded):
         fetcher.fetch(serve(honest).remote(), part, stop=lambda: True)
     assert 0 < part.stat().st_size < len(BODY)
+
+
+def test_a_capped_download_takes_its_time_and_no_more(serve: Serve, fetcher: Fetcher, part: Path) -> None:
+    """256 KiB at 64 KiB a second, on a clock that only the waiting moves: four seconds, less the wait after the last piece."""
+    now = [0.0]
+    fetcher.clock = lambda: now[0]
+    fetcher.sleep = lambda seconds: now.__setitem__(0, now[0] + seconds)
+    fetcher.bytes_per_s = 64 * 1024
+    fetcher.fetch(serve(honest).remote(), part)
+    assert part.read_bytes() == BODY
+    assert 3.0 <= now[0] <= 4.0

@@ -145,6 +145,14 @@ class Agent:
             raise ConfigError(f"no model {name!r}", hint=hint)
         return Handle(name, self._host)
 
+    def postpone(self, ask: Callable[[], bool]) -> None:
+        """Let the application keep a new version waiting: `ask` gives true while it must not be disturbed.
+
+        It is asked on the agent's thread before a version is tested and switched to, and again every `[update] postpone_s`; it
+        should answer at once. A rollback does not wait, and no wait is longer than `[update] most_postpone_s`.
+        """
+        self._device.postpone = ask
+
     @property
     def status(self) -> Status:
         return status_of(self._device, os.getpid(), self._host)

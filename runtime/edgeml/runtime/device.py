@@ -36,6 +36,7 @@ from edgeml.runtime.slots import Slots
 from edgeml.runtime.spool import Lane, Spool
 from edgeml.runtime.trust import Trust
 from edgeml.runtime.updater import Policy, Update, step
+from edgeml.runtime.window import Hold, hold, parse_windows
 from edgeml.wire.errors import ConfigError, EdgemlError, LinkError
 from edgeml.wire.messages import Desired, Drift, Report, State, Telemetry, decode, encode
 
@@ -91,6 +92,7 @@ class Device:
         ignored: messages that were not what they claimed; counted, never acted on.
         drift: by model, its manifest's digest and the newest comparison of each stream with the bundle's reference.
         dirty: set whenever something changed that a status file would show.
+        postpone: asked before a new version is tested and switched to; true keeps it waiting.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class Device:
         self.spool = Spool(config.data / "spool.sqlite", cap_bytes=config.telemetry.spool_bytes)
         self._trust = _trust(config, pool, now)
         self._policy = _policy(config)
+        self._windows = parse_windows(config.update.windows)
+        self.postpone: Callable[[], bool] = lambda: False
         self.conversation = Conversation(
             config, pool=pool, spool=self.spool, describe=self._state, on_desired=self.desired, ask=self._ask, jitter=jitter
         )
@@ -208,9 +212,8 @@ class Device:
         folder = self.config.data / "models" / model
         slots = Slots(folder, model)
         update = self.config.update
-        installer = Installer(
-            model, slots, self._trust, Fetcher(self._pool, stall_s=update.stall_s), self._engine, lambda: self._wanted(model)
-        )
+        fetcher = Fetcher(self._pool, stall_s=update.stall_s, bytes_per_s=update.bytes_per_s)
+        installer = Installer(model, slots, self._trust, fetcher, self._engine, lambda: self._wanted(model))
         managed = _Managed(_stored(folder / "update.json", model), installer, folder / "update.json")
         self._managed[model] = managed
         return managed
@@ -267,7 +270,26 @@ class Device:
         self._submit(managed, update, actions)
 
     def _outcome(self, managed: _Managed, event: updater.Event) -> updater.Outcome:
-        return step(managed.update, event, self._now(), policy=self._policy, jitter=self._jitter())
+        now = self._now()
+        held = self._hold(managed.update, now)
+        return step(managed.update, event, now, policy=self._policy, jitter=self._jitter(), hold=held)
+
+    def _hold(self, update: Update, now: float) -> Hold | None:
+        table = self.config.update
+        return hold(
+            self._windows, now, is_postponed=self._is_postponed(update, now), again_s=table.postpone_s,
+            blocks_download=not table.download_outside,
+        )  # fmt: skip
+
+    def _is_postponed(self, update: Update, now: float) -> bool:
+        is_patient = update.held_since is None or now - update.held_since < self.config.update.most_postpone_s
+        if update.stage not in {"downloading", "verified"} or not is_patient:
+            return False
+        try:
+            return self.postpone()
+        except Exception as error:  # noqa: BLE001 - the application's code on our thread: its mistake must not end the agent
+            self._engine.note(update.model, f"postpone: {type(error).__name__}: {error}")
+            return False
 
     def _save(self, managed: _Managed, update: Update) -> bool:
         self.dirty = True

@@ -52,14 +52,17 @@ class Fetcher:
 
     Attributes:
         stall_s: give up when so long no LEAST_PROGRESS_BYTES arrived.
+        bytes_per_s: no faster than this on average; at least 1024.
         write: stands for `os.write`.
         moved_bytes: body bytes received so far, over all calls.
     """
 
     pool: urllib3.PoolManager
     stall_s: float = 30.0
+    bytes_per_s: int | None = None
     write: Write = os.write
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     moved_bytes: int = 0
 
     def fetch(self, remote: Remote, part: Path, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -118,9 +121,14 @@ class Fetcher:
 
     def _chunks(self, response: urllib3.BaseHTTPResponse, url: str) -> Iterator[bytes]:
         """Whatever arrives, as it arrives: `read1` returns after one receive, so that a drip is noticed."""
-        since, progress = self.clock(), 0
-        while chunk := _reached(lambda: response.read1(CHUNK_BYTES, decode_content=False), url):
+        began = since = self.clock()
+        received = progress = 0
+        most = min(CHUNK_BYTES, self.bytes_per_s or CHUNK_BYTES)
+        while chunk := _reached(lambda: response.read1(most, decode_content=False), url):
             yield chunk
+            received += len(chunk)
+            if self.bytes_per_s is not None:
+                self.sleep(max(0.0, received / self.bytes_per_s - (self.clock() - began)))
             progress += len(chunk)
             if progress >= LEAST_PROGRESS_BYTES:
                 since, progress = self.clock(), 0

@@ -52,6 +52,7 @@ class Update(msgspec.Struct, frozen=True):
     detail: str | None = None
     retryable: bool = False
     penalties: dict[str, str] = {}
+    held_since: float | None = None  # since when the application postpones it
 
     @property
     def wanted(self) -> str | None:

@@ -43,6 +43,7 @@ from edgeml.runtime.update import (
     Wanted,
     Work,
 )
+from edgeml.runtime.window import Hold
 
 __all__ = [
     "Action",
@@ -81,21 +82,21 @@ REJECTIONS: Final = frozenset({"signature", "no_variant", "untrusted", "unlisted
 """Codes of an offer that was refused before it could do anything."""
 
 
-def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float) -> Outcome:
+def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float, hold: Hold | None = None) -> Outcome:
     """The next state, and what to do once it is stored.
 
-    `now` is in Unix seconds; `jitter` is uniform in [0, 1), drawn by the caller.
+    `now` is in Unix seconds; `jitter` is uniform in [0, 1), drawn by the caller; `hold` says what keeps a new version waiting.
     """
     update = _in_time(update, now, policy)
     match event:
         case Wanted():
-            return _wanted(update, event, now, policy)
+            return _wanted(update, event, now, policy, hold)
         case Booted():
-            return _booted(update, event, now)
+            return _booted(update, event, now, hold)
         case Tick():
-            return _tick(update, now, policy)
+            return _tick(update, now, policy, hold)
         case Fetched():
-            return _fetched(update, event)
+            return _fetched(update, event, now, hold)
         case Waiting():
             return _waiting(update, event, now, policy, jitter)
         case Failed():
@@ -118,7 +119,7 @@ def _in_time(update: Update, now: float, policy: Policy) -> Update:
     """No timer lies further ahead than it was ever set: one that does was set by a clock that has been put back since."""
     soak_until, booted_at = min(update.soak_until, now + policy.soak_s), min(update.booted_at, now)
     wake_at = update.wake_at
-    if wake_at is not None and update.stage != "offered":  # an offer may well wait for its hour
+    if wake_at is not None and update.stage not in {"offered", "verified"}:  # these may well wait for their hour
         longest_s = max(policy.soak_s, policy.health_s, policy.backoff_cap_s)
         wake_at = now if wake_at > now + longest_s else wake_at
     if (soak_until, booted_at, wake_at) == (update.soak_until, update.booted_at, update.wake_at):
@@ -131,7 +132,7 @@ def backoff_s(tries: int, policy: Policy, jitter: float) -> float:
     return jitter * min(policy.backoff_cap_s, policy.backoff_s * 2.0 ** min(tries - 1, 32))
 
 
-def _wanted(update: Update, event: Wanted, now: float, policy: Policy) -> Outcome:
+def _wanted(update: Update, event: Wanted, now: float, policy: Policy, hold: Hold | None) -> Outcome:
     if event.rev <= update.rev:
         return update, ()
     same = update.target is not None and event.target.version == update.target.version
@@ -141,7 +142,7 @@ def _wanted(update: Update, event: Wanted, now: float, policy: Policy) -> Outcom
     if same and under_way and update.stage is not None:
         return update, (Tell(update.stage),)
     update, actions = _taken_back(update)
-    update, more = _offer(_fresh(update), now, policy)
+    update, more = _offer(_fresh(update), now, policy, hold)
     return update, (*actions, *more)
 
 
@@ -156,11 +157,11 @@ def _taken_back(update: Update) -> Outcome:
 def _fresh(update: Update) -> Update:
     return replace(
         update, stage="offered", tries=0, waits=0, boots=0, wake_at=None, downloaded_bytes=0,
-        code=None, detail=None, retryable=False,
+        code=None, detail=None, retryable=False, held_since=None,
     )  # fmt: skip
 
 
-def _offer(update: Update, now: float, policy: Policy) -> Outcome:
+def _offer(update: Update, now: float, policy: Policy, hold: Hold | None) -> Outcome:
     target, digest = update.target, update.wanted
     assert target is not None
     if target.version is None:
@@ -179,7 +180,24 @@ def _offer(update: Update, now: float, policy: Policy) -> Outcome:
         return _reject(update, "deadline", "offered too late to start")
     if now < target.not_before:
         return replace(update, stage="offered", wake_at=target.not_before), (Tell("offered"),)
+    if hold is not None and hold.blocks_download and digest not in update.installed:
+        return _held(update, "offered", now, hold)
     return _begin(update)
+
+
+def _held(update: Update, stage: Stage, now: float, hold: Hold) -> Outcome:
+    """Wait in `stage`; said once, since waiting is no news."""
+    is_news = (stage, hold.code) != (update.stage, update.code)
+    since = (update.held_since or now) if hold.code == "postponed" else update.held_since
+    update = replace(
+        update, stage=stage, wake_at=hold.until, code=hold.code, detail=hold.detail, retryable=False, held_since=since
+    )  # fmt: skip
+    return update, (Tell(stage),) if is_news else ()
+
+
+def _test(update: Update, digest: str) -> Outcome:
+    update = replace(update, stage="self_test", wake_at=None, code=None, detail=None)
+    return update, (Tell("self_test"), SelfTest(digest, update.attempt))
 
 
 def _begin(update: Update) -> Outcome:
@@ -194,7 +212,7 @@ def _begin(update: Update) -> Outcome:
     return update, (Tell("downloading"), Prune(keep), Fetch(target, update.attempt))
 
 
-def _fetched(update: Update, event: Fetched) -> Outcome:
+def _fetched(update: Update, event: Fetched, now: float, hold: Hold | None) -> Outcome:
     if update.stage != "downloading" or event.attempt != update.attempt:
         return update, ()
     installed = (*(d for d in update.installed if d != event.digest), event.digest)
@@ -203,6 +221,8 @@ def _fetched(update: Update, event: Fetched) -> Outcome:
         update, stage="self_test", installed=installed, downloaded_bytes=moved, boots=0, waits=0, wake_at=None,
         code=None, detail=None,
     )  # fmt: skip
+    if hold is not None:
+        return _held(update, "verified", now, hold)
     return update, (Tell("verified"), Tell("self_test"), SelfTest(event.digest, update.attempt))
 
 
@@ -252,13 +272,15 @@ def _soak(update: Update, digest: str, now: float, policy: Policy) -> Update:
     )  # fmt: skip
 
 
-def _tick(update: Update, now: float, policy: Policy) -> Outcome:
+def _tick(update: Update, now: float, policy: Policy, hold: Hold | None) -> Outcome:
     if update.wake_at is None or now < update.wake_at:
         return update, ()
     assert update.target is not None
     match update.stage:
         case "offered" | "failed":
-            return _offer(replace(update, wake_at=None), now, policy)
+            return _offer(replace(update, wake_at=None), now, policy, hold)
+        case "verified" if update.wanted is not None:
+            return _test(update, update.wanted) if hold is None else _held(update, "verified", now, hold)
         case "downloading":
             return replace(update, wake_at=None), (Fetch(update.target, update.attempt),)
         case "soaking" if update.active is not None:
@@ -281,23 +303,25 @@ def _health(update: Update, event: Health, now: float, policy: Policy) -> Outcom
     return replace(update, boots=0 if steady else update.boots, wake_at=wake_at), ()
 
 
-def _booted(update: Update, event: Booted, now: float) -> Outcome:
+def _booted(update: Update, event: Booted, now: float, hold: Hold | None) -> Outcome:
     installed = tuple(dict.fromkeys((*event.installed, *((event.factory,) if event.factory else ()))))
     update = replace(update, installed=installed, factory=event.factory, booted_at=now)
     if update.active is None and update.stage is None and event.factory is not None:
         update = replace(update, active=event.factory, confirmed=event.factory)
     if update.stage is None or update.target is None:
         return update, (Switch(update.active),)
-    update, actions = _resumed(update, now)
+    update, actions = _resumed(update, now, hold)
     return update, (Switch(update.active), *actions)
 
 
-def _resumed(update: Update, now: float) -> Outcome:
+def _resumed(update: Update, now: float, hold: Hold | None) -> Outcome:
     """Take up what a restart interrupted."""
     assert update.target is not None
     match update.stage:
         case "downloading":
             return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target, update.attempt))
+        case "verified" if hold is not None and update.wanted in update.installed:
+            return _held(update, "verified", now, hold)
         case "verified" | "self_test":
             return _tested_again(replace(update, boots=update.boots + 1))
         case "soaking":
