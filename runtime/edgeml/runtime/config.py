@@ -150,6 +150,7 @@ class FallbackTable(_Table, frozen=True):
     mode: Mode = "prefer-device"
     deadline_ms: Seconds = 250.0  # for the whole call, device and cloud together
     least_score: Share | None = None  # None: what the manifest says
+    on_drift: bool = False  # ask about every input while the inputs or the confidence are in alarm
     daily_bytes: Count | None = None
     token: str | None = None
 

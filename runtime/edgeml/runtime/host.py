@@ -59,7 +59,7 @@ class Serving(Leased):
         self.window = Window(model.manifest, now, artifact=model.artifact, watched=watched)
         self.runs = 0
         self.errors = 0
-        self._hybrid = None if fallback is None else _hybrid(model, fallback, lambda: self.window.is_drifting)
+        self._hybrid = None if fallback is None else _hybrid(model, fallback, self.window)
         self._journal = journal
         self._lock = threading.Lock()
 
@@ -336,12 +336,12 @@ def _journal(config: AgentConfig) -> Journal | None:
     return Journal(to, share=table.share, lines_per_s=table.lines_per_s, size_bytes=table.bytes)
 
 
-def _hybrid(model: Model, table: FallbackTable, drifting: Callable[[], bool]) -> Hybrid:
+def _hybrid(model: Model, table: FallbackTable, window: Window) -> Hybrid:
     cloud = CloudClient(table.url, model.name, model.manifest.signature, token=table.token)
     policy = Policy(
         mode=table.mode, deadline_s=table.deadline_ms / 1000, least_score=table.least_score, daily_bytes=table.daily_bytes
     )
-    return Hybrid(model, cloud, policy, drifting=drifting)
+    return Hybrid(model, cloud, policy, drifting=lambda: table.on_drift and window.is_drifting)
 
 
 def _version() -> str:
