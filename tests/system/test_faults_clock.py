@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,22 +146,25 @@ def test_a_real_process_lives_in_another_time(tmp_path: Path, monkeypatch: pytes
         config = write_settings(tmp_path, service, bundles["1.0.0"])
         monkeypatch.setenv("LD_PRELOAD", str(FAKETIME))
         monkeypatch.setenv("FAKETIME", f"{moment - time.time():+.0f}")
-        process = Process(config)
-        monkeypatch.undo()
-        assert process.line()["version"] == "1.0.0"
-        if moment < FAR:
+        with running(config) as process:
+            monkeypatch.undo()
+            assert process.line()["version"] == "1.0.0"
+            if moment < FAR:
+                service.wait_for(rev, "confirmed")
+                return
+            with service.heard:
+                expired = lambda: any(r.get("code") == "metadata_expired" for r in service.reports.values())  # noqa: E731
+                assert service.heard.wait_for(expired, 30)
+        with running(config) as process:  # in our time
+            assert process.line()["version"] == "1.0.0"
             service.wait_for(rev, "confirmed")
-            process.until("1.1.0")
-            process.kill()
-            return
-        report = service.wait_for(rev, "downloading")
-        with service.heard:
-            assert service.heard.wait_for(
-                lambda: any(r.get("code") == "metadata_expired" for r in service.reports.values()), 30
-            )
-        process.kill()
-        shutil.rmtree(tmp_path / "data" / "trust")
-        process = Process(config)  # in our time
-        assert process.line()["version"] == "1.0.0"
-        service.wait_for(report["rev"], "confirmed")
+
+
+@contextlib.contextmanager
+def running(config: Path) -> Iterator[Process]:
+    """The application; killed at the end."""
+    process = Process(config)
+    try:
+        yield process
+    finally:
         process.kill()

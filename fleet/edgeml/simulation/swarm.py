@@ -20,11 +20,11 @@ from typing import Self
 
 import msgspec
 import numpy as np
-import urllib3
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.config import AgentConfig
 from edgeml.runtime.device import Device, Job, Workers
+from edgeml.runtime.http import make_pool
 from edgeml.runtime.loop import Loop
 from edgeml.simulation.settings import Identity, Settings, load_identities, load_samples
 from edgeml.simulation.shared import Feed, Models, SharedEngine
@@ -79,7 +79,7 @@ class Swarm:
         identities = load_identities(settings.path(settings.devices))
         samples = load_samples(settings.path(settings.samples)) if settings.samples else {}
         self._models = Models()
-        self._pool = urllib3.PoolManager(maxsize=settings.threads + 4, retries=False, block=False)
+        self._pool = make_pool(maxsize=settings.threads + 4)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="swarm")
         self.engines: dict[str, SharedEngine] = {}
         self.devices: list[Device] = []

@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import urllib3
-
 from edgeml.runtime.atomic import is_unwritable
 from edgeml.runtime.backends import Array
 from edgeml.runtime.config import AgentConfig, load_config
 from edgeml.runtime.device import Device, Job, Workers
 from edgeml.runtime.host import Host
+from edgeml.runtime.http import make_pool
 from edgeml.runtime.loop import Loop
 from edgeml.runtime.model import Result
 from edgeml.runtime.status import Status, StatusFile, status_of
@@ -101,7 +100,7 @@ class Agent:
     def __enter__(self) -> Self:
         self._lock = _take(self.config.data)
         self._host = Host(self.config)
-        self._pool = urllib3.PoolManager(maxsize=2, retries=False)
+        self._pool = make_pool(maxsize=2)
         self._update_worker = Worker("edgeml-update", done=self._wake)
         self._ask_worker = Worker("edgeml-ask", done=self._wake)
         workers = Workers(self._update_worker.submit, self._ask_worker.submit)

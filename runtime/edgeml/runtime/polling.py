@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import urllib3
 
+from edgeml.runtime.http import read_at_most
 from edgeml.wire.errors import LinkError, ServiceError
 from edgeml.wire.messages import MESSAGE_LIMIT_BYTES, State, encode
 
@@ -47,6 +48,7 @@ class Poller:
         self._pool = pool
         self._spool = spool
         self._on_desired = on_desired
+        self._timeout_s = timeout_s
         self._timeout = urllib3.Timeout(total=timeout_s)
         self._etag: str | None = None
         self.refused = 0
@@ -111,10 +113,14 @@ class Poller:
                 retries=False, redirect=False, preload_content=False,
             )  # fmt: skip
             try:
-                answer = response.read(MESSAGE_LIMIT_BYTES + 1)
-                response.drain_conn() if len(answer) <= MESSAGE_LIMIT_BYTES else response.close()
-            finally:
-                response.release_conn()
+                answer = read_at_most(response, MESSAGE_LIMIT_BYTES, self._timeout_s)
+            except BaseException:
+                response.close()
+                raise
+            if len(answer) > MESSAGE_LIMIT_BYTES:
+                response.close()
+                raise LinkError(f"service {self._url!r} gives more than {MESSAGE_LIMIT_BYTES} bytes")
+            response.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise LinkError(f"service {self._url!r} cannot be reached: {error}") from error
         return response.status, answer, response.headers.get("ETag")
