@@ -1,8 +1,8 @@
 """What may run here, as signed metadata says: a TUF client for metadata only; bytes are downloaded by `fetch`.
 
 Expired or unreachable metadata blocks installing, never inference. The clock has a floor, the latest moment at which metadata
-was found fresh: a clock that falls back behind it (a dead battery) does not make old metadata fresh again. The floor cannot run
-ahead by more than the metadata's own life, since only a successful refresh moves it.
+was found fresh (at least this software's release): a clock that falls back behind it (a dead battery) does not make old
+metadata fresh again. The floor cannot run ahead by more than the metadata's own life, since only a successful refresh moves it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 METADATA_TIMEOUT_S: Final = 10.0
 METADATA_CHUNK_BYTES: Final = 64 * 1024
 METADATA_SECONDS: Final = 60.0  # for one file, however it drips
+RELEASED_AT: Final = 1_795_392_000.0  # 2026-11-23: no true clock is behind the software it runs
 MOST_BUNDLE_BYTES: Final = 0xFFFF_FFFE  # a packed bundle is no zip64
 TOP_LEVEL: Final = ("timestamp", "snapshot", "targets")
 
@@ -132,9 +133,9 @@ class Metadata:
     def floor(self) -> float:
         """Unix seconds that the true time is not before."""
         try:
-            return float((self._folder / "floor").read_text())
+            return max(RELEASED_AT, float((self._folder / "floor").read_text()))
         except (OSError, ValueError):
-            return 0.0
+            return RELEASED_AT
 
     def _updater(self, fetcher: Any) -> Updater:
         from tuf.api.exceptions import RepositoryError
