@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgeml.runtime.backends import EngineOptions
+from edgeml.runtime.backends import PROVIDER_ORDER, EngineOptions, Provider
 from edgeml.runtime.setup import Setup
 from edgeml.runtime.window import parse_windows
 from edgeml.wire.errors import ConfigError
@@ -120,6 +120,8 @@ class ModelTable(_Table, frozen=True):
     precision: Precision | None = None
     threads: Count = 1
     cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # cores for the engine's threads; empty: all
+    providers: tuple[Provider, ...] = PROVIDER_ORDER  # for ONNX Runtime
+    delegates: tuple[str, ...] = ()  # libraries for LiteRT, by path
     isolated: bool = False  # the engine in a process of its own
     deadline_ms: Seconds | None = None  # for each call on the device; None: no limit
     max_batch: Count = 1  # samples of calls that come at the same time and are run as one
@@ -134,7 +136,7 @@ class ModelTable(_Table, frozen=True):
         return Setup(
             self.format,
             self.precision,
-            EngineOptions(self.threads, cpus=self.cpus),
+            EngineOptions(self.threads, cpus=self.cpus, providers=self.providers, delegates=self.delegates),
             isolated=self.isolated,
             deadline_s=deadline_s,
             max_batch=self.max_batch,

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend
+from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend, Provider
 from edgeml.runtime.isolated_wire import Answer, Arena, Call, Failed, Load, Loaded, Reply, Wire, shared_file
 from edgeml.wire import errors
 from edgeml.wire.errors import DeadlineError, EdgemlError, EngineDownError, EngineError, EngineHungError
@@ -214,6 +214,7 @@ class IsolatedBackend:
             raise
         self._child: Child | None = child
         self.engine, self.version = child.description.engine, child.description.version
+        self.provider: Provider = child.description.provider
         self.inputs = tuple(tensor.raw for tensor in child.description.inputs)
         self.outputs = tuple(tensor.raw for tensor in child.description.outputs)
 

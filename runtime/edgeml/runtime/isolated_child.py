@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from edgeml.runtime.affinity import pin_process
-from edgeml.runtime.backends import Backend, OpenBackend
+from edgeml.runtime.backends import Backend, OpenBackend, PlacedBackend, Provider
 from edgeml.runtime.isolated_wire import Answer, Arena, Call, Failed, Load, Loaded, Reply, Request, Tensor, Wire, end_of
 from edgeml.wire.errors import EdgemlError
 
@@ -88,7 +88,8 @@ def _open(request: Load, model: int) -> Backend:
 
 def _describe(backend: Backend) -> Reply:
     inputs, outputs = (tuple(Tensor.of(tensor) for tensor in tensors) for tensors in (backend.inputs, backend.outputs))
-    return Loaded(backend.engine, backend.version, inputs, outputs)
+    provider: Provider = backend.provider if isinstance(backend, PlacedBackend) else "cpu"
+    return Loaded(backend.engine, backend.version, inputs, outputs, provider)
 
 
 def _answer(backend: Backend, arena: Arena, call: Call) -> Reply:

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import msgspec
 import numpy as np
 
-from edgeml.runtime.backends import Array, EngineOptions, RawTensor
+from edgeml.runtime.backends import Array, EngineOptions, Provider, RawTensor
 from edgeml.wire.manifest import Quantization
 
 ALIGNMENT: Final = 64  # a cache line, and what engines like their tensors to start at
@@ -76,6 +76,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     version: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    provider: Provider
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

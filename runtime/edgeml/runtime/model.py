@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -13,14 +13,14 @@ from typing import Final, Literal, Self
 import numpy as np
 
 from edgeml.runtime.aio import Threads
-from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
+from edgeml.runtime.backends import PROVIDER_ORDER, Array, EngineOptions, OpenBackend, PlacedBackend, Provider, opener
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.choose import Board, candidates, choose, this_board
 from edgeml.runtime.golden import GoldenResult, sample_as
 from edgeml.runtime.golden import self_test as run_self_test
 from edgeml.runtime.session import Session, open_session
 from edgeml.runtime.setup import Setup
-from edgeml.wire.errors import EngineError
+from edgeml.wire.errors import EngineError, SelfTestError
 from edgeml.wire.manifest import Artifact, Format, Manifest, PostProcessing, Precision, TensorSpec
 
 Engines = Callable[[Format], OpenBackend]  # such as `opener`
@@ -129,6 +129,8 @@ def load(
     precision: Precision | None = None,
     threads: int = 1,
     cpus: Sequence[int] = (),
+    providers: Sequence[Provider] = PROVIDER_ORDER,
+    delegates: Sequence[str] = (),
     isolated: bool = False,
     deadline_s: float | None = None,
     max_batch: int = 1,
@@ -144,6 +146,9 @@ def load(
         precision: of the artifact; `None` leaves it to the board.
         threads: that the engine computes with.
         cpus: the cores that these threads may use; empty means all.
+        providers: where ONNX Runtime may compute, in this order; one that is missing, does not start or misses the golden
+            vectors gives way to the next.
+        delegates: libraries that LiteRT hands work to, by path.
         isolated: keep the engine in a process of its own: its crash is an error, closing it gives all memory back.
         deadline_s: how long a call may take that says nothing else; `None` means that it may take its time.
         max_batch: how many samples of calls that come at the same time may be run as one.
@@ -162,7 +167,7 @@ def load(
         from edgeml.runtime.latency import default_file
 
         file = str(default_file())
-    engine = EngineOptions(threads, cpus=tuple(cpus))
+    engine = EngineOptions(threads, cpus=tuple(cpus), providers=tuple(providers), delegates=tuple(delegates))
     setup = Setup(format, precision, engine, isolated, deadline_s, max_batch, max_wait_s, latency_file=file)
     with open_bundle(path) as bundle:
         return load_as(bundle, setup, self_test=self_test)
@@ -185,14 +190,39 @@ def load_as(bundle: Bundle, setup: Setup, *, self_test: bool = True, engines: En
     board = this_board()
     measured_s = _measured(bundle, setup, board, engines) if setup.latency_file is not None else None
     choice = choose(bundle.manifest, board, format=setup.format, precision=setup.precision, measured_s=measured_s)
-    session = _open(bundle, choice.artifact, setup, engines)
+    orders = _orders(setup, choice.artifact)
+    reason = choice.reason
+    for engine in orders:
+        try:
+            return _ready(bundle, choice.artifact, replace(setup, engine=engine), engines, reason, self_test=self_test)
+        except (EngineError, SelfTestError) as error:
+            if engine is orders[-1]:
+                raise
+            reason += f", not with {engine.providers[0]} ({error})"
+    raise AssertionError("the last order returns or raises")
+
+
+def _orders(setup: Setup, artifact: Artifact) -> list[EngineOptions]:
+    """The options to try one after the other: with each provider that is here in front, the CPU last."""
+    if artifact.format != "onnx":
+        return [setup.engine]
+    from edgeml.runtime.backends.onnx import present_providers
+
+    present = present_providers(setup.engine.providers)
+    return [replace(setup.engine, providers=present[first:]) for first in range(len(present))]
+
+
+def _ready(bundle: Bundle, artifact: Artifact, setup: Setup, engines: Engines, reason: str, *, self_test: bool) -> Model:
+    session = _open(bundle, artifact, setup, engines)
     try:
-        golden = run_self_test(bundle, choice.artifact, session) if self_test else None
+        golden = run_self_test(bundle, artifact, session) if self_test else None
         warm_latency_s = _warm(bundle, session)
     except BaseException:
         session.close()
         raise
-    return Model(bundle.manifest, session, reason=choice.reason, golden=golden, warm_latency_s=warm_latency_s, setup=setup)
+    if isinstance(session.backend, PlacedBackend) and session.backend.provider != "cpu":
+        reason += f", computing on {session.backend.provider}"
+    return Model(bundle.manifest, session, reason=reason, golden=golden, warm_latency_s=warm_latency_s, setup=setup)
 
 
 def _open(bundle: Bundle, artifact: Artifact, setup: Setup, engines: Engines) -> Session:

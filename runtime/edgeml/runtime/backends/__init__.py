@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from edgeml.wire.manifest import Format, Quantization
 
 Array = NDArray[Any]
+Provider = Literal["tensorrt", "cuda", "cpu"]
+PROVIDER_ORDER: Final[tuple[Provider, ...]] = ("tensorrt", "cuda", "cpu")
+"""The fall-back order on a device: one that is missing, does not start or misses the golden vectors gives way to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,15 @@ class EngineOptions:
 
     `kernels` picks among an engine's own kernels: `default` is what devices use, `reference` the plain ones, `exact` the fast
     ones without shortcuts that saturate (ONNX Runtime on x86 without VNNI), `stock` what the engine takes if not told. `cpus`
-    are the cores that the engine's threads may use; empty means all.
+    are the cores that the engine's threads may use; empty means all. `providers` say where ONNX Runtime may compute, the first
+    that this machine has being taken. `delegates` are libraries that LiteRT hands work to, by path.
     """
 
     threads: int = 1
     kernels: str = "default"
     cpus: tuple[int, ...] = ()
+    providers: tuple[Provider, ...] = ("cpu",)
+    delegates: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -69,6 +75,13 @@ class PatientBackend(Protocol):
             EngineError: the engine failed.
         """
         ...
+
+
+@runtime_checkable
+class PlacedBackend(Protocol):
+    """A backend that says where it computes."""
+
+    provider: Provider
 
 
 class OpenBackend(Protocol):

@@ -8,6 +8,7 @@ up to twelve points of agreement by kernel, not by quantization. A device should
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import re
@@ -17,12 +18,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
+from edgeml.runtime.backends import Array, Backend, EngineOptions, Provider, RawTensor
 from edgeml.wire.errors import EngineError, MissingExtraError, ModelError, UnsupportedError
 
 ENGINE: Final = "onnxruntime"
 KERNELS: Final = ("default", "reference", "exact", "stock")
 _FATAL: Final = 4  # the engine's own log says what the exception says again
+_PROVIDERS: Final[dict[Provider, str]] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
 _DTYPES: Final = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int8)": "int8",
     "tensor(uint8)": "uint8", "tensor(int16)": "int16", "tensor(uint16)": "uint16", "tensor(int32)": "int32",
@@ -52,12 +58,13 @@ def saturates_int8() -> bool:
 
 
 class OnnxBackend:
-    """A model in ONNX Runtime, on the CPU."""
+    """A model in ONNX Runtime."""
 
     engine = ENGINE
 
-    def __init__(self, session: Any, version: str) -> None:
+    def __init__(self, session: Any, version: str, provider: Provider = "cpu") -> None:
         self.version = version
+        self.provider: Provider = provider
         self.inputs = tuple(_raw(node) for node in session.get_inputs())
         self.outputs = tuple(_raw(node) for node in session.get_outputs())
         self._session = session
@@ -89,16 +96,41 @@ def open_onnx(model: bytes, options: EngineOptions) -> Backend:
         raise MissingExtraError("onnxruntime", "onnx") from error
     if options.kernels not in KERNELS:
         raise EngineError("no such kernels", expected=" or ".join(KERNELS), got=repr(options.kernels))
+    usable = usable_providers(options.providers, onnxruntime.get_available_providers())
+    named = [(_PROVIDERS[provider], _provider_options(provider)) for provider in usable]
     try:
-        session = onnxruntime.InferenceSession(
-            model, _settings(onnxruntime, model, options), providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model, _settings(onnxruntime, model, options), providers=named)
     except Exception as error:  # the engine raises classes of its own, straight under Exception
         message = str(error)
         if any(word in message for word in _NOT_A_MODEL):
             raise ModelError(f"not an ONNX model: {message}") from error
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {message}") from error
-    return OnnxBackend(session, onnxruntime.__version__)
+    if _PROVIDERS[usable[0]] not in session.get_providers():  # the engine would go on without a word
+        raise EngineError(f"ONNX Runtime's provider {usable[0]!r} did not start", hint="its log says why; see `edgeml doctor`")
+    return OnnxBackend(session, onnxruntime.__version__, usable[0])
+
+
+def present_providers(wanted: Sequence[Provider]) -> tuple[Provider, ...]:
+    """Those that the installed engine has libraries for, in the wanted order and without importing it; the CPU last."""
+    found = importlib.util.find_spec("onnxruntime")
+    folders = [Path(place) / "capi" for place in found.submodule_search_locations or ()] if found else []
+    present = [p for p in wanted if any((folder / f"libonnxruntime_providers_{p}.so").is_file() for folder in folders)]
+    return (*present, "cpu")
+
+
+def usable_providers(wanted: Sequence[Provider], available: Sequence[str]) -> list[Provider]:
+    """Those that this build of the engine has, in the wanted order; the CPU is always there, and last."""
+    usable = [provider for provider in wanted if provider != "cpu" and _PROVIDERS[provider] in available]
+    return [*usable, "cpu"]
+
+
+def _provider_options(provider: Provider) -> dict[str, str]:
+    if provider == "tensorrt":  # building takes minutes: once
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeml" / "tensorrt"
+        return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+    if provider == "cuda":
+        return {"use_tf32": "0"}  # ten bits of mantissa would miss the golden vectors of a float32 model
+    return {}
 
 
 def _settings(onnxruntime: Any, model: bytes, options: EngineOptions) -> Any:

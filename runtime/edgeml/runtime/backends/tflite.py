@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import sys
@@ -87,12 +88,12 @@ def open_tflite(model: bytes, options: EngineOptions) -> Backend:
         raise EngineError("no such kernels", expected=" or ".join(_RESOLVERS), got=repr(options.kernels))
     if model[4:8] != _IDENTIFIER:
         raise ModelError("not a TFLite model", expected=repr(_IDENTIFIER), got=f"{model[4:8]!r} at byte 4")
-    resolver = getattr(module.OpResolverType, _RESOLVERS[options.kernels])
+    settings = _resolver(module, options.kernels)
+    if options.delegates:
+        settings["experimental_delegates"] = [_delegate(module, path) for path in options.delegates]
     try:
         with _quiet_first_open():
-            interpreter = module.Interpreter(
-                model_content=model, num_threads=options.threads, experimental_op_resolver_type=resolver
-            )
+            interpreter = module.Interpreter(model_content=model, num_threads=options.threads, **settings)
             interpreter.allocate_tensors()
     except ValueError as error:
         if "Flatbuffer" in str(error):
@@ -101,6 +102,22 @@ def open_tflite(model: bytes, options: EngineOptions) -> Backend:
     except (RuntimeError, NotImplementedError) as error:
         raise EngineError(f"LiteRT {version} refuses the model: {error}") from error
     return TfliteBackend(interpreter, model, version)
+
+
+def _resolver(module: Any, kernels: str) -> dict[str, Any]:
+    if hasattr(module, "OpResolverType"):
+        return {"experimental_op_resolver_type": getattr(module.OpResolverType, _RESOLVERS[kernels])}
+    if _RESOLVERS[kernels] == "AUTO":
+        return {}  # old boards' tflite-runtime has no choice of kernels
+    raise EngineError(f"this tflite-runtime cannot be told to use {kernels!r} kernels", hint="install a newer one")
+
+
+def _delegate(module: Any, path: str) -> Any:
+    try:
+        ctypes.pydll.LoadLibrary(path)  # first here: the interpreter's own attempt leaves a broken object behind
+        return module.load_delegate(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"delegate {path!r} does not load: {error}", hint="check the path and the board's driver") from error
 
 
 def _engine() -> tuple[Any, str]:
