@@ -1,7 +1,7 @@
 """What a delta is worth: `python -m benchmarks.delta [--json]`.
 
 Weights of MLPerf Tiny models (where they are found), of the digits model fine-tuned for three epochs, and noise of a known size
-on them, as fp32 and as int8 (per tensor, with the old scales). Sizes are shares of the new bundle; `zstd`, `zstd from` (with the
+on them, as fp32 and as int8 (per tensor, old scales). Sizes are shares of the new bundle; `zstd`, `zstd from` (with the
 old file as dictionary) and `bsdiff` are shown where the packages zstandard and bsdiff4 are installed.
 """
 
