@@ -1,13 +1,15 @@
 """What the runtime costs beyond the engine under it:  python -m benchmarks.runtime [--json]
 
 Every figure is a difference taken in one process, round by round, between neighbours in time: bare engine, session, model, and
-the window that counts. A table shows the median and the 10th and 90th percentile over the rounds; with `--json` the last line
-is one object. Memory and import time are measured in fresh processes.
+the window that counts. Beside them, on the same ONNX file: another embeddable runtime library (OpenVINO, where it can be
+imported), and the model with its engine in a process of its own. A table shows the median and the 10th and 90th percentile over
+the rounds; with `--json` the last line is one object. Memory and import time are measured in fresh processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -80,6 +82,15 @@ class EngineCost:
     telemetry_us: Spread
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Microseconds a call of the same ONNX file and input, in turn with the bare ONNX Runtime."""
+
+    name: str
+    onnxruntime_us: Spread
+    call_us: Spread
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="one object as the last line")
@@ -87,9 +98,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_conv_bundle(Path(folder))
         costs = [_measure(bundle, "onnx"), _measure(bundle, "tflite")]
+        beside = [_isolated(bundle), *_openvino(bundle)]
         import_ms = _spread([_child(_IMPORT) for _ in range(PROCESSES)])
         rss = _resident(bundle, Path(folder))
-    _show(costs, import_ms, rss)
+    _show(costs, beside, import_ms, rss)
     if arguments.json:
         first = costs[0]
         record = {
@@ -99,7 +111,7 @@ def main() -> None:
             "import_ms": import_ms.median,
             "idle_rss_mib": rss["agent"] - rss["bare engine"],
             "model_rss_mib": rss["model"] - rss["bare engine"],
-            "peers": {cost.engine: asdict(cost) for cost in costs},
+            "peers": {cost.engine: asdict(cost) for cost in costs} | {one.name: asdict(one) for one in beside},
         }
         print(json.dumps(record))
 
@@ -127,6 +139,32 @@ def _measure(bundle: Path, format_: Format) -> EngineCost:
         wrapper_us=_spread([times[2] - times[0] for times in rounds]),
         telemetry_us=_spread([times[3] for times in rounds]),
     )
+
+
+def _isolated(bundle: Path) -> Beside:
+    x = sample()
+    with load(bundle, format="onnx", isolated=True) as model:
+        feed = {"x": x}
+        rounds = _interleave([_bare(bundle, "onnx", x), lambda: model.run(feed)])
+    return Beside("edgeml, engine isolated", _spread([t[0] for t in rounds]), _spread([t[1] for t in rounds]))
+
+
+def _openvino(bundle: Path) -> list[Beside]:
+    """One thread, latency mode, as its documentation calls it; nothing where it is not installed."""
+    try:
+        openvino: Any = importlib.import_module("openvino")
+    except ImportError:
+        print("OpenVINO is not installed here: not compared (pip install openvino)")
+        return []
+    from benchmarks._models import conv_onnx
+
+    x = sample()
+    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(openvino.Core().read_model(conv_onnx()), "CPU", settings).create_infer_request()
+    feed = {"x": x}
+    rounds = _interleave([_bare(bundle, "onnx", x), lambda: request.infer(feed)])
+    name = f"openvino {openvino.__version__.partition('-')[0]}"
+    return [Beside(name, _spread([t[0] for t in rounds]), _spread([t[1] for t in rounds]))]
 
 
 def _interleave(kinds: Sequence[Callable[[], object]]) -> list[list[float]]:
@@ -220,7 +258,7 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(*(ordered[i] for i in at))
 
 
-def _show(costs: Sequence[EngineCost], import_ms: Spread, rss: dict[str, float]) -> None:
+def _show(costs: Sequence[EngineCost], beside: Sequence[Beside], import_ms: Spread, rss: dict[str, float]) -> None:
     print(f"{'':<34}{'median':>10}{'p10':>10}{'p90':>10}")
     for cost in costs:
         print(f"{cost.engine} {cost.version}")
@@ -231,6 +269,10 @@ def _show(costs: Sequence[EngineCost], import_ms: Spread, rss: dict[str, float])
             ("+ telemetry, us", cost.telemetry_us),
         )
         for name, spread in rows:
+            print(f"  {name:<32}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
+    print("in turn with the bare ONNX Runtime, us a call")
+    for one in beside:
+        for name, spread in (("onnxruntime, bare", one.onnxruntime_us), (one.name, one.call_us)):
             print(f"  {name:<32}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
     name = "import beyond numpy, ms"
     print(f"{name:<34}{import_ms.median:>10.1f}{import_ms.p10:>10.1f}{import_ms.p90:>10.1f}")
