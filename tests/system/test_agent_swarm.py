@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml.simulation.settings import Settings
 from edgeml.simulation.swarm import Swarm
-from edgeml.wire.messages import Target, encode, topic
+from edgeml.wire.messages import Target, encode, plain, topic
 from tests.system.brokers import BROKERS, free_port
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import make_bundle, samples
@@ -84,7 +84,9 @@ def test_over_a_broker_every_device_follows_and_goes_back_without_a_download(
 ) -> None:
     with BROKERS[name](tmp_path, free_port()) as url:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311)
-        client.on_message = lambda _c, _u, m: service.hear([{"kind": m.topic.rsplit("/", 1)[1], "body": json.loads(m.payload)}])
+        client.on_message = lambda _c, _u, m: service.hear(
+            [{"kind": m.topic.rsplit("/", 1)[1], "body": json.loads(plain(m.payload))}]
+        )
         client.connect("127.0.0.1", int(url.rsplit(":", 1)[1]))
         client.subscribe([(topic("default", "+", "report"), 1), (topic("default", "+", "telemetry"), 1)])
         client.loop_start()

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from edgeml.runtime.polling import Poller
 from edgeml.runtime.spool import Spool
 from edgeml.simulation.shared import Models, SharedEngine
 from edgeml.wire.errors import LinkError, ServiceError
-from edgeml.wire.messages import Desired, Report, State, Target, Telemetry, decode, encode
+from edgeml.wire.messages import Desired, Report, State, Target, Telemetry, decode, encode, pack
 
 A = "a" * 64
 VALID: dict[type[Any], Any] = {
@@ -51,7 +52,7 @@ def payloads(draw: st.DrawFn, kind: type[Any]) -> bytes:
     valid = encode(VALID[kind])
     match draw(st.integers(0, 3)):
         case 0:
-            return draw(st.binary(max_size=200))
+            return draw(st.sampled_from([b"", b"\x78\x9c", zlib.compress(bytes(1 << 20))])) + draw(st.binary(max_size=200))
         case 1:
             return json.dumps(draw(anything)).encode()
         case 2:
@@ -75,6 +76,14 @@ def test_a_payload_is_a_message_or_a_link_error(kind: type[Any]) -> None:
         assert isinstance(found, kind)
 
     check()
+
+
+def test_a_packed_message_reads_as_the_plain_one_and_a_bomb_is_refused() -> None:
+    message = VALID[Telemetry]
+    assert decode(Telemetry, pack(message)) == decode(Telemetry, encode(message)) == message
+    bomb = zlib.compress(b" " * (50 << 20), 9)
+    with pytest.raises(LinkError, match="too long"):
+        decode(Telemetry, bomb[:60_000])
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from edgeml.runtime.trust import Trust
 from edgeml.runtime.updater import Policy, Update, step
 from edgeml.runtime.window import Hold, hold, parse_windows
 from edgeml.wire.errors import ConfigError, EdgemlError, LinkError
-from edgeml.wire.messages import Desired, Drift, Report, State, Telemetry, decode, encode
+from edgeml.wire.messages import Desired, Drift, Report, State, Telemetry, decode, encode, pack
 
 DETAIL_LIMIT: Final = 500  # characters of a report's explanation
 STATE_RETRY_S: Final = 5.0  # how often a full disk is asked again whether it takes the state
@@ -171,7 +171,7 @@ class Device:
     def flush(self) -> None:
         """Put the telemetry since the last time into the spool."""
         for window in self._sensor.windows(self.id, self.conversation.session, self.spool.next_seq):
-            self._keep(window.seq, "telemetry", encode(window))
+            self._keep(window.seq, "telemetry", pack(window))
             digest, known = self.drift.get(window.model, ("", {}))
             known = known if digest == window.manifest_sha256 else {}
             self.drift[window.model] = (window.manifest_sha256, {**known, **window.drift})

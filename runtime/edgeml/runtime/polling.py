@@ -13,7 +13,7 @@ import urllib3
 
 from edgeml.runtime.http import read_at_most
 from edgeml.wire.errors import LinkError, ServiceError
-from edgeml.wire.messages import MESSAGE_LIMIT_BYTES, State, encode
+from edgeml.wire.messages import MESSAGE_LIMIT_BYTES, State, encode, plain
 
 if TYPE_CHECKING:
     from edgeml.runtime.spool import Row, Spool
@@ -127,4 +127,4 @@ class Poller:
 
 
 def _item(row: Row) -> bytes:
-    return b'{"kind":"' + row.lane.encode() + b'","body":' + row.payload + b"}"
+    return b'{"kind":"' + row.lane.encode() + b'","body":' + plain(row.payload) + b"}"
