@@ -106,7 +106,7 @@ def run_pass(bundles: dict[str, Path], swaps: int, *, flag: Path | None) -> Pass
     versions = sorted(bundles)
     host.switch("toy", digests[versions[0]], bundles[versions[0]])
     load, stop = Load(), threading.Event()
-    callers = [threading.Thread(target=call, args=(host, load, stop, seed)) for seed in range(CALLERS)]
+    callers = [threading.Thread(target=call, args=(host, load, stop, seed), daemon=True) for seed in range(CALLERS)]
     for caller in callers:
         caller.start()
     resident: list[float] = []
