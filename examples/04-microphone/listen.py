@@ -1,7 +1,7 @@
 """Hears keywords in wav files, or from a microphone:  python listen.py BUNDLE (--microphone | WAV...)
 
 The features are MFCCs as mlcommons/tiny computes them with TensorFlow: frames of 30 ms every 20 ms, periodic Hann window,
-magnitudes of a 512-point FFT, 40 triangles on the mel scale from 20 to 4000 Hz, log(energy + 1e-6), the first ten of a scaled DCT-II.
+magnitudes of a 512-point FFT, 40 triangles on the mel scale from 20 to 4000 Hz, log(energy + 1e-6), ten of a scaled DCT-II.
 """
 
 import argparse
