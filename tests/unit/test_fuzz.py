@@ -216,9 +216,10 @@ def test_a_hostile_service_costs_a_poll_a_bounded_time_and_nothing_else(
     pool = make_pool(maxsize=1)
     poller = Poller(server.url, "t", pool=pool, spool=spool, on_desired=heard.append, timeout_s=0.4)
     began = time.monotonic()
-    for call in (poller.ask, lambda: poller.tell(None)):
-        with pytest.raises((LinkError, ServiceError)):
-            call()
+    with pytest.raises((LinkError, ServiceError)):
+        poller.ask()
+    with pytest.raises((LinkError, ServiceError)):
+        poller.tell(None)
     assert time.monotonic() - began < 20
     assert heard == []
     assert len(spool) == 1
