@@ -21,7 +21,7 @@ _WINDOW: Final = re.compile(r"(?:([a-z]{3}(?:,[a-z]{3})*) )?([0-2]\d):([0-5]\d)-
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Minutes of the device's day; `days` (0: Monday) say when it begins. With an end before its start it ends on the next day."""
+    """Minutes of the device's day; `days` (0: Monday) say when it begins. An end before the start is the next day's."""
 
     days: frozenset[int]
     start: int
