@@ -62,7 +62,7 @@ class Disk:
         return do()
 
     def is_ours(self, path: Any) -> bool:
-        return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.folder)  # type: ignore[arg-type]
+        return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.folder)
 
     def install(self) -> None:
         """From here on, this process persists through us."""
@@ -74,11 +74,11 @@ class Disk:
         os.close = self._closing(os.close)
         for name in ("write", "fsync", "ftruncate"):
             setattr(os, name, self._by_descriptor(getattr(os, name), name))
-        builtins.open = self._builtin_open(builtins.open)  # type: ignore[assignment]
+        builtins.open = self._builtin_open(builtins.open)
         connect, disk = sqlite3.connect, self
 
         class Connection(sqlite3.Connection):
-            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:  # type: ignore[override]
+            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
                 if sql.lstrip().upper().startswith(("SELECT", "PRAGMA")):
                     return super().execute(sql, *rest)
                 name = "sqlite " + " ".join(sql.split()[:3])
@@ -93,7 +93,7 @@ class Disk:
 
         def connected(place: Any, *arguments: Any, **rest: Any) -> sqlite3.Connection:
             if str(place) == ":memory:" or rest.get("uri"):
-                return connect(place, *arguments, **rest)
+                return connect(place, *arguments, **rest)  # type: ignore[no-any-return]
             return connect(place, *arguments, factory=Connection, **rest)
 
         sqlite3.connect = connected  # type: ignore[assignment]
@@ -237,9 +237,9 @@ def in_a_fork(folder: Path, fault: str | None, at: int, *, is_second: bool) -> t
         os._exit(0)
     os.close(writes)
     with os.fdopen(reads, "rb") as pipe:
-        said = pipe.read()
+        text = pipe.read()
     _, status = os.waitpid(child, 0)
-    return status, json.loads(said) if said.strip() else None
+    return status, json.loads(text) if text.strip() else None
 
 
 def run(folder: Path, fault: str | None, at: int) -> dict[str, Any]:

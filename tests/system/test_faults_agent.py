@@ -22,7 +22,7 @@ class UnforeseenError(RuntimeError):
 
 def once(real: Any) -> Any:
     """Raises the first time, then is the real thing."""
-    raised = []
+    raised: list[bool] = []
 
     def call(*arguments: Any, **rest: Any) -> Any:
         if not raised:
