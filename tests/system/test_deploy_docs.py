@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,6 +47,12 @@ def test_every_default_in_the_table_of_settings_is_the_one_the_agent_takes(name:
     (tmp_path / "full.toml").write_text(written(full))
     assert load_config(tmp_path / "full.toml") == load_config(tmp_path / "plain.toml")
     assert tomllib.loads(written(full))[place.split(".")[0]], "the table shows keys"
+
+
+def test_the_table_of_settings_holds_every_key(tmp_path: Path) -> None:
+    """Where this fails, run scripts/settings-table."""
+    subprocess.run([sys.executable, ROOT / "scripts/settings-table", tmp_path / "settings.md"], check=True)
+    assert (tmp_path / "settings.md").read_text() == SETTINGS
 
 
 def test_every_message_that_the_page_explains_is_one_the_program_gives() -> None:
