@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
+from edgeml.runtime.backends import Provider
 from edgeml.runtime.board import ROOT, Board, read_board
 from edgeml.runtime.choose import find_engine, this_board, total_ram_bytes
 from edgeml.wire.manifest import Format
@@ -31,7 +32,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {  # extra -> modules that it brings
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 _FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite", "coreml")
-_ACCELERATORS: Final = ("cuda", "tensorrt")  # of ONNX Runtime, each a library beside the engine
+_ACCELERATORS: Final[tuple[Provider, ...]] = ("tensorrt", "cuda")  # of ONNX Runtime, each a library beside the engine
 _WARM_CELSIUS: Final = 80.0  # where a Raspberry Pi starts to slow down
 _BROKER_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # daemons are often not on a user's PATH
 
@@ -159,12 +160,12 @@ def _power_words(board: Board) -> str:
 
 def _accelerators(board: Board) -> Iterator[Finding]:
     """Which providers this ONNX Runtime was built with, by its libraries; only a Jetson misses those that are not there."""
-    found = importlib.util.find_spec("onnxruntime")
-    folders = [Path(place) / "capi" for place in found.submodule_search_locations or ()] if found else []
+    from edgeml.runtime.backends.onnx import present_providers
+
+    present = present_providers(_ACCELERATORS)
     for name in _ACCELERATORS:
-        library = f"libonnxruntime_providers_{name}.so"
-        if any((folder / library).is_file() for folder in folders):
-            yield Finding(f"provider {name}", "ok", f"this ONNX Runtime has {library}")
+        if name in present:
+            yield Finding(f"provider {name}", "ok", f"this ONNX Runtime has libonnxruntime_providers_{name}.so")
         elif board.is_jetson:
             yield Finding(
                 f"provider {name}", "missing", "this ONNX Runtime runs on the CPU; install NVIDIA's build for JetPack"
