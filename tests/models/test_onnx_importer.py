@@ -139,8 +139,8 @@ def test_the_table_in_the_docs_is_what_ran() -> None:
 INTRODUCTION = """# ONNX operators the importer reads
 
 Made by `tests/models/test_onnx_importer.py` from the node tests of onnx {version}: {passed} cases pass, {unsupported} are
-refused by name, {failed} fail; {left_out} on strings, sequences, optionals and training are left out. The importer knows {known}
-operators; those without a row have no case of their own on plain tensors.
+refused by name, {failed} fail; {left_out} on strings, sequences, optionals and training are left out. The importer knows
+{known} operators; those without a row have no case of their own on plain tensors.
 
 Refused: casts to and from 8-bit float, 4-bit and 2-bit types, bfloat16 inputs, losses, text and image operators, trees.
 

@@ -85,7 +85,7 @@ def test_over_a_broker_every_device_follows_and_goes_back_without_a_download(
     with BROKERS[name](tmp_path, free_port()) as url:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311)
         client.on_message = lambda _c, _u, m: service.hear(
-            [{"kind": m.topic.rsplit("/", 1)[1], "body": json.loads(plain(m.payload))}]
+            [{"kind": m.topic.rsplit("/", 1)[1], "body": json.loads(plain(bytes(m.payload)))}]
         )
         client.connect("127.0.0.1", int(url.rsplit(":", 1)[1]))
         client.subscribe([(topic("default", "+", "report"), 1), (topic("default", "+", "telemetry"), 1)])
