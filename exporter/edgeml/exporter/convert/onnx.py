@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeml.exporter.convert.onnx_order import by_position, inner_graphs, settle
 from edgeml.exporter.extras import missing
 from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
@@ -44,7 +45,8 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
         )
     except Exception as error:
         raise unsupported("tf2onnx", error) from error
-    Path(out).write_bytes(canonical(proto, model.signature))
+    settle(proto.graph)
+    Path(out).write_bytes(canonical(proto, model.signature, positional=True))
     return []
 
 
@@ -103,8 +105,8 @@ def unsupported(converter: str, error: Exception) -> UnsupportedError | MissingE
     return UnsupportedError(f"{converter} failed: {type(error).__name__}: {causes[-1][:300]}")
 
 
-def canonical(proto: Any, signature: Signature) -> bytes:
-    """The model's canonical bytes, inputs and outputs named by the signature."""
+def canonical(proto: Any, signature: Signature, *, positional: bool = False) -> bytes:
+    """The model's canonical bytes, inputs and outputs named by the signature; inner values by their place if `positional`."""
     graph = proto.graph
     known = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in known]
@@ -118,6 +120,9 @@ def canonical(proto: Any, signature: Signature) -> bytes:
     for kept in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         _strip(kept)
     del graph.value_info[:]
+    for name, called in by_position(graph) if positional else ():
+        if name not in names:
+            names[name] = free_name(called, taken)
     for name in _mentions(graph):
         if name and name not in names:
             names[name] = free_name(COUNTER.sub("", name) or "value", taken)
@@ -164,13 +169,9 @@ def _mentions(graph: Any) -> Iterator[str]:
         yield value.name
     for node in graph.node:
         yield from node.input
-        for inner in _inner(node):
+        for inner in inner_graphs(node):
             yield from _mentions(inner)
         yield from node.output
-
-
-def _inner(node: Any) -> list[Any]:
-    return [graph for attribute in node.attribute for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)]
 
 
 def _rename(graph: Any, names: dict[str, str]) -> None:
@@ -181,6 +182,6 @@ def _rename(graph: Any, names: dict[str, str]) -> None:
         node.ClearField("doc_string")
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-        for inner in _inner(node):
+        for inner in inner_graphs(node):
             del inner.value_info[:]
             _rename(inner, names)
