@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from edgeml.exporter.calibrate.feeds import Feeds, split
+from edgeml.exporter.calibrate.feeds import Feeds, part
 from edgeml.runtime.backends import Array
 
 LEAST_SAMPLES: Final = 32  # fewer would choose by chance
@@ -34,23 +34,19 @@ def output_error(reference: Sequence[Array], got: Sequence[Array]) -> float:
 
 def judge(
     ways: Sequence[Way],
-    quantize: Callable[[Way, Feeds], bytes],
+    quantize: Callable[[Way, int], bytes],
     run: Callable[[bytes, Feeds], Sequence[Array]],
     reference: Callable[[Feeds], Sequence[Array]],
     feeds: Feeds,
 ) -> list[float]:
     """The error of each way, on samples it was not made from.
 
-    `quantize` makes a model from samples, `run` gives its outputs, `reference` those of the float model.
+    `quantize(way, fold)` makes a model from all samples but every FOLDS-th from `fold` on, `run` gives its outputs, `reference`
+    those of the float model.
     """
-    splits = [split(feeds, fold, FOLDS) for fold in range(FOLDS)]
-    wanted = [reference(held) for _, held in splits]
-
-    def error(way: Way) -> float:
-        got = [run(quantize(way, fitted), held) for fitted, held in splits]
-        return output_error(_joined(wanted), _joined(got))
-
-    return [error(way) for way in ways]
+    held = [part(feeds, fold, FOLDS) for fold in range(FOLDS)]
+    wanted = _joined([reference(samples) for samples in held])
+    return [output_error(wanted, _joined([run(quantize(way, i), held[i]) for i in range(FOLDS)])) for way in ways]
 
 
 def _joined(folds: Sequence[Sequence[Array]]) -> list[Array]:

@@ -26,10 +26,9 @@ def count(feeds: Feeds) -> int:
     return next(iter(counts.values()))
 
 
-def split(feeds: Feeds, fold: int, folds: int) -> tuple[Feeds, Feeds]:
-    """All samples but every `folds`-th from sample `fold` on, and those."""
-    held = np.arange(count(feeds)) % folds == fold
-    return {name: values[~held] for name, values in feeds.items()}, {name: values[held] for name, values in feeds.items()}
+def part(feeds: Feeds, number: int, parts: int) -> Feeds:
+    """Every `parts`-th sample from sample `number` on."""
+    return {name: values[number::parts] for name, values in feeds.items()}
 
 
 def one_by_one(inputs: tuple[RawTensor, ...], feeds: Feeds) -> Iterator[list[Array]]:

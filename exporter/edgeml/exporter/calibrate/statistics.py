@@ -23,21 +23,22 @@ Pass = Callable[[], Iterable[Mapping[str, Array]]]
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """All values of one tensor over all samples.
+    """All values of one tensor over some samples.
 
-    `average_low` and `average_high` are means over samples of each sample's extremes. `counts` has BINS equal bins over
-    [low, high].
+    `average_low` and `average_high` are means over samples of each sample's extremes. `counts` has BINS equal bins over `span`,
+    which holds low and high.
     """
 
     low: float
     high: float
     average_low: float
     average_high: float
+    span: tuple[float, float]
     counts: NDArray[np.int64]
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        return np.linspace(self.low, self.high, len(self.counts) + 1)
+        return np.linspace(*self.span, len(self.counts) + 1)
 
     @property
     def centers(self) -> NDArray[np.float64]:
@@ -50,7 +51,9 @@ class Statistics:
 
 
 @dataclass(slots=True)
-class _Extremes:
+class _Part:
+    """What one part of the samples shows of a tensor."""
+
     low: float = np.inf
     high: float = -np.inf
     sum_low: float = 0.0
@@ -64,21 +67,24 @@ class _Extremes:
         self.sum_low, self.sum_high = self.sum_low + low, self.sum_high + high
         self.samples += 1
 
-    def count(self, values: Array) -> None:
-        """Values beyond the extremes of the first pass count at the ends."""
-        width = self.high - self.low
-        position = (values.ravel().astype(np.float64) - self.low) * (BINS / width if width > 0 else 0.0)
-        self.counts += np.bincount(np.clip(position.astype(np.int64), 0, BINS - 1), minlength=BINS)
+    def count(self, values: Array, span: tuple[float, float]) -> None:
+        width = span[1] - span[0]
+        position = (values.ravel() - np.float32(span[0])) * np.float32(BINS / width if width > 0 else 0.0)
+        self.counts += np.bincount(np.clip(position.astype(np.int32), 0, BINS - 1), minlength=BINS)
 
 
-def gather(run: Pass) -> dict[str, Statistics]:
-    """Statistics of every float tensor that `run` shows, which is called twice.
+class Seen:
+    """What samples show of every tensor, kept by parts: sample i belongs to part i modulo `parts`."""
 
-    Raises:
-        PlanError: a tensor became NaN or infinite on these samples.
-    """
-    seen: dict[str, _Extremes] = {}
-    for number, tensors in enumerate(run()):
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
+        self._tensors: dict[str, list[_Part]] = {}
+
+    def without(self, left_out: int | None = None) -> dict[str, Statistics]:
+        """Statistics by tensor over all parts but one."""
+        return {name: self._merged(parts, left_out) for name, parts in self._tensors.items()}
+
+    def see(self, number: int, tensors: Mapping[str, Array]) -> None:
         for name, values in tensors.items():
             if not values.size:
                 continue
@@ -86,11 +92,42 @@ def gather(run: Pass) -> dict[str, Statistics]:
                 raise PlanError(
                     f"tensor {name!r} is not finite on calibration sample {number}", hint="leave that sample out of --calib"
                 )
-            seen.setdefault(name, _Extremes()).see(values)
-    for tensors in run():
+            parts = self._tensors.setdefault(name, [_Part() for _ in range(self._parts)])
+            parts[number % self._parts].see(values)
+
+    def count(self, number: int, tensors: Mapping[str, Array]) -> None:
         for name, values in tensors.items():
             if values.size:
-                seen[name].count(values)
-    return {
-        name: Statistics(e.low, e.high, e.sum_low / e.samples, e.sum_high / e.samples, e.counts) for name, e in seen.items()
-    }
+                parts = self._tensors[name]
+                parts[number % self._parts].count(values, _span(parts))
+
+    @staticmethod
+    def _merged(parts: list[_Part], left_out: int | None) -> Statistics:
+        kept = [part for i, part in enumerate(parts) if i != left_out and part.samples]
+        samples = sum(part.samples for part in kept)
+        return Statistics(
+            low=min(part.low for part in kept),
+            high=max(part.high for part in kept),
+            average_low=sum(part.sum_low for part in kept) / samples,
+            average_high=sum(part.sum_high for part in kept) / samples,
+            span=_span(parts),
+            counts=np.sum([part.counts for part in kept], axis=0),
+        )
+
+
+def _span(parts: list[_Part]) -> tuple[float, float]:
+    return min(part.low for part in parts), max(part.high for part in parts)
+
+
+def gather(run: Pass, parts: int = 1) -> Seen:
+    """What `run`, which is called twice, shows of every float tensor.
+
+    Raises:
+        PlanError: a tensor became NaN or infinite on these samples.
+    """
+    seen = Seen(parts)
+    for number, tensors in enumerate(run()):
+        seen.see(number, tensors)
+    for number, tensors in enumerate(run()):
+        seen.count(number, tensors)
+    return seen

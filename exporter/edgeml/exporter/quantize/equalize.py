@@ -28,7 +28,7 @@ def equalized(network: Network, feeds: Feeds) -> Network:
         copy.write_bias(link.producer, copy.read_bias(link.producer) / factors)
         for consumer in link.consumers:
             weights = copy.read(consumer)
-            copy.write(consumer, weights * _along(factors, _input_axis(consumer), weights.ndim))
+            copy.write(consumer, weights * _for_inputs(factors, consumer, weights))
     return copy
 
 
@@ -40,9 +40,11 @@ def scale_factors(ranges: Floats) -> Floats:
     return np.maximum(ranges / largest, LEAST_RANGE) ** STRENGTH
 
 
-def _input_axis(layer: Layer) -> int:
-    """The axis of weights that runs over the input's channels: of a depthwise layer, its output channels are its input's."""
-    return 1 if layer.groups == 1 else 0
+def _for_inputs(factors: Floats, layer: Layer, weights: Floats) -> Floats:
+    """The factors of a layer's inputs, shaped to its weights; a depthwise layer's output channels stand for its inputs."""
+    if layer.groups == 1:
+        return _along(factors, 1, weights.ndim)
+    return _along(np.repeat(factors, len(weights) // layer.groups), 0, weights.ndim)
 
 
 def _along(factors: Floats, axis: int, rank: int) -> Floats:

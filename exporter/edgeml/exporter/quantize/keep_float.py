@@ -29,13 +29,13 @@ class Sensitivity:
 
 def rank(open_network: OpenNetwork, model: bytes, feeds: Feeds) -> tuple[Sensitivity, ...]:
     """Every int8 layer by the output it gives, the one that helps most first; judged on all of `feeds`."""
-    whole = Bench(open_network(model, frozenset()))
+    whole = Bench(open_network(model, frozenset()), feeds)
     wanted = whole.run(model, feeds)
-    size = len(whole.quantize(PLAIN, feeds))
+    size = len(whole.quantize(PLAIN))
     found = []
     for layer in whole.network.layers:
-        bench = Bench(open_network(model, frozenset({layer.output})))
-        quantized = bench.quantize(PLAIN, feeds)
+        bench = Bench(open_network(model, frozenset({layer.output})), feeds)
+        quantized = bench.quantize(PLAIN)
         error = output_error(wanted, bench.run(quantized, feeds))
         found.append(Sensitivity(layer.output, error, len(quantized) - size))
     return tuple(sorted(found, key=lambda one: (one.error, one.extra_bytes, one.layer)))

@@ -20,6 +20,7 @@ from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.runtime.backends import Array, Backend
 
 POSITIONS: Final = 64  # windows looked at per sample and layer, evenly spread: more say the same about the inputs' covariance
+MOST_INPUTS: Final = 1024  # of one product: n^2 of memory and n^3 of time
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +30,8 @@ class Layer:
     """One layer by the names of its tensors.
 
     `activation` is the tensor after the layer's activation function: the one that is rounded. `scalable` says that the function
-    commutes with a positive factor (none, ReLU). `kernel` is empty for a fully connected layer; `pads` are (before, after) of
+    commutes with a positive factor (none, ReLU). `inputs` counts a convolution's input channels per group, a fully connected
+    layer's inputs. `kernel` is empty for a fully connected layer; `pads` are (before, after) of
     each spatial axis.
     """
 
@@ -38,6 +40,7 @@ class Layer:
     source: str
     output: str
     activation: str
+    inputs: int
     scalable: bool = True
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
@@ -56,7 +59,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean (groups, n) and covariance (groups, n, n) of the windows a layer sees; n = inputs of one product."""
+    """Mean (groups, n) and covariance (groups, n, n) of the windows a layer sees; n = inputs of one product.
+
+    The covariance is empty, (groups, 0, 0), for more than MOST_INPUTS inputs.
+    """
 
     mean: Floats
     covariance: Floats
@@ -119,20 +125,46 @@ def _spread(seen: Array) -> Floats:
     return np.ascontiguousarray(seen[:, ::step], dtype=np.float64)
 
 
-def moments(network: Network, feeds: Feeds) -> dict[str, Moments]:
-    """Moments of each layer's windows by its weights' name, gathered sample by sample."""
-    sums: dict[str, tuple[Floats, Floats, int]] = {}
-    for tensors in network.watch(feeds)():
-        for layer in network.layers:
-            seen = windows(layer, network.arrange(layer, layer.source, tensors[layer.source]))
-            total, products, n = seen.sum(axis=1), seen.transpose(0, 2, 1) @ seen, seen.shape[1]
-            before = sums.get(layer.weights, (0.0, 0.0, 0))
-            sums[layer.weights] = (before[0] + total, before[1] + products, before[2] + n)
-    found = {}
-    for name, (total, products, n) in sums.items():
-        mean = total / n
-        found[name] = Moments(mean, products / n - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
-    return found
+@dataclass(slots=True)
+class _Sums:
+    """Sums over windows; `products` are of each two inputs."""
+
+    total: Floats | float = 0.0
+    products: Floats | float = 0.0
+    windows: int = 0
+
+    def add(self, total: Floats | float, products: Floats | float, windows: int) -> None:
+        self.total, self.products, self.windows = self.total + total, self.products + products, self.windows + windows
+
+
+class Inputs:
+    """What each layer's windows were, by parts of the samples: sample i belongs to part i modulo `parts`."""
+
+    def __init__(self, network: Network, feeds: Feeds, parts: int = 1) -> None:
+        self._sums = {layer.weights: [_Sums() for _ in range(parts)] for layer in network.layers}
+        for number, tensors in enumerate(network.watch(feeds)()):
+            for layer in network.layers:
+                seen = windows(layer, network.arrange(layer, layer.source, tensors[layer.source]))
+                self._sums[layer.weights][number % parts].add(seen.sum(axis=1), _products(seen), seen.shape[1])
+
+    def moments(self, layer: Layer, left_out: int | None = None) -> Moments:
+        """Over all parts but one."""
+        sums = _Sums()
+        for i, one in enumerate(self._sums[layer.weights]):
+            if i != left_out:
+                sums.add(one.total, one.products, one.windows)
+        mean = np.asarray(sums.total) / sums.windows
+        products = np.asarray(sums.products)
+        if not products.size:
+            return Moments(mean, products)
+        return Moments(mean, products / sums.windows - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
+
+
+def _products(seen: Floats) -> Floats:
+    """Sums of products of each two inputs; empty for too many inputs."""
+    if seen.shape[2] > MOST_INPUTS:
+        return np.zeros((len(seen), 0, 0))
+    return seen.transpose(0, 2, 1) @ seen
 
 
 def channel_ranges(network: Network, feeds: Feeds) -> dict[str, Floats]:
@@ -146,6 +178,11 @@ def channel_ranges(network: Network, feeds: Feeds) -> dict[str, Floats]:
             largest = np.abs(values).max(axis=axes).astype(np.float64)
             found[name] = np.maximum(found[name], largest) if name in found else largest
     return found
+
+
+def _by_channel(layer: Layer, channels: int) -> bool:
+    """Whether each of a layer's inputs is one channel: full or depthwise; not grouped, not over a flattened picture."""
+    return layer.groups in {1, channels} and layer.groups * layer.inputs == channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +214,9 @@ def links(steps: Sequence[Step], outputs: Iterable[str], channels: Mapping[str, 
             tensor = after
         consumers = [reader.layer for reader in readers.get(tensor, [])]
         through = tensor == step.layer.activation or len(readers.get(step.layer.activation, ())) == 1
-        if tensor in ends or not consumers or not through:
+        if tensor in ends or tensor not in channels or not consumers or not through:
             continue
         fitting = tuple(layer for layer in consumers if layer is not None and layer.source == tensor)
-        if len(fitting) == len(consumers) and all(layer.groups in {1, channels.get(tensor)} for layer in fitting):
+        if len(fitting) == len(consumers) and all(_by_channel(layer, channels[tensor]) for layer in fitting):
             found.append(Link(step.layer, fitting))
     return tuple(found)

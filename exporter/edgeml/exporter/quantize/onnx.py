@@ -5,7 +5,7 @@ int8: fold what can be folded, quantize as `static` says, write QuantizeLinear a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,9 +62,23 @@ def to_fp16_onnx(model: bytes) -> bytes:
     converted = float16.convert_float_to_float16(
         proto, keep_io_types=True, node_block_list=blocked, disable_shape_infer=False, min_positive_val=0.0
     )
+    _float_outputs(converted)
     del converted.graph.value_info[:]
     half: bytes = converted.SerializeToString(deterministic=True)
     return half
+
+
+def _float_outputs(proto: Any) -> None:
+    """The converter forgets to keep an output float32 if the operator that gives it stayed float."""
+    import onnx
+
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        maker = makers.get(output.name)
+        if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT16 or maker is None or maker.op_type != "Cast":
+            continue
+        maker.attribute[0].i = onnx.TensorProto.FLOAT
+        output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def _overflows(values: Array) -> bool:

@@ -109,13 +109,16 @@ def _layer(node: Any, graph: Any) -> Layer | None:
     after = readers.get(node.output[0], [])
     function = after[0] if len(after) == 1 and after[0] is not None and after[0].op_type in ACTIVATIONS else None
     activation = function.output[0] if function is not None else node.output[0]
-    names = (node.input[1], bias, node.input[0], node.output[0], activation, function is None or function.op_type in SCALABLE)
+    dims = constants[node.input[1]].dims
+    inputs = int(dims[0] if node.op_type == "Gemm" and not attribute(node, "transB", 0) else dims[1])
+    scalable = function is None or function.op_type in SCALABLE
+    names = (node.input[1], bias, node.input[0], node.output[0], activation, inputs, scalable)
     if node.op_type == "Gemm":
         plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
         return Layer(*names) if plain else None
     if attribute(node, "auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}:
         return None
-    kernel = tuple(constants[node.input[1]].dims[2:])
+    kernel = tuple(dims[2:])
     pads = attribute(node, "pads", [0] * 2 * len(kernel))
     return Layer(
         *names,

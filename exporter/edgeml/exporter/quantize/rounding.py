@@ -48,6 +48,8 @@ def round_layer(weights: Floats, seen: Moments) -> tuple[Floats, Floats, Floats]
 def _rounded(weights: Floats, scales: Floats, covariance: Floats) -> Floats:
     """Weights (outputs, inputs) on the grid of `scales`, inputs of largest variance first."""
     nearest = np.clip(np.round(weights / scales[:, None]), -LIMIT, LIMIT) * scales[:, None]
+    if not covariance.size:
+        return nearest
     variance = np.diag(covariance)
     damping = DAMPING * float(variance.mean())
     if damping <= 0.0 or not np.isfinite(covariance).all():
@@ -69,5 +71,5 @@ def _rounded(weights: Floats, scales: Floats, covariance: Floats) -> Floats:
 
 def _loss(error: Floats, covariance: Floats) -> Floats:
     """The variance of each output's error."""
-    lost: Floats = np.einsum("oi,ij,oj->o", error, covariance, error)
+    lost: Floats = np.sum((error @ covariance) * error, axis=1)
     return lost

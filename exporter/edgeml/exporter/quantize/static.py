@@ -5,20 +5,17 @@ Ways to quantize are judged by cross-validation on the calibration samples; the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from edgeml.exporter.calibrate.checks import calibration_notes
-from edgeml.exporter.calibrate.choose import LEAST_SAMPLES, first_good, judge
+from edgeml.exporter.calibrate.choose import FOLDS, LEAST_SAMPLES, first_good, judge
 from edgeml.exporter.calibrate.feeds import Feeds, count, outputs
 from edgeml.exporter.calibrate.observers import OBSERVERS
-from edgeml.exporter.calibrate.statistics import Statistics, gather
+from edgeml.exporter.calibrate.statistics import Seen, Statistics, gather
 from edgeml.exporter.quantize.equalize import equalized
-from edgeml.exporter.quantize.layers import Network, moments
+from edgeml.exporter.quantize.layers import Inputs, Network
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.rounding import round_layer
 from edgeml.runtime.backends import Array
@@ -35,6 +32,7 @@ class Way(NamedTuple):
 
 
 PLAIN: Final = Way("mse", equalize=False)
+UNSEEN: Final = Way("headroom", equalize=False)  # few samples show too little of every range to clip it or to level channels
 WORTH: Final = 0.98  # equalizing must take away 2 % of the error
 # Widest first: samples that nobody has seen go beyond what these show, and that shows in no error measured here.
 # Percentile, entropy and average clip more than mse does, without its reason.
@@ -42,58 +40,62 @@ OBSERVERS_TRIED: Final = ("headroom", "min-max", "mse")
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What all observers share: the rounded network, its weights' scales, and what was seen of its tensors."""
+class _Watched:
+    """A network, equalized or not, and what the samples show in it by parts."""
 
     network: Network
-    scales: Mapping[str, Array]
-    seen: Mapping[str, Statistics]
+    seen: Seen
+    inputs: Inputs
 
 
 class Bench:
-    """Quantizes one network in many ways, and keeps what ways have in common."""
+    """Quantizes one network in many ways, and keeps what ways have in common.
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self._prepared: dict[tuple[str, bool], _Prepared] = {}
+    Equalizing looks at all samples, also those held out: it moves no value beyond a range.
+    """
 
-    def quantize(self, way: Way, feeds: Feeds) -> bytes:
-        found = self.prepared(way, feeds)
-        ranges = {name: OBSERVERS[way.observer](seen) for name, seen in found.seen.items()}
-        return found.network.quantized(ranges, found.scales)
+    def __init__(self, network: Network, feeds: Feeds) -> None:
+        self.network, self.feeds = network, feeds
+        self._watched: dict[bool, _Watched] = {}
+        self._rounded: dict[tuple[bool, int | None], tuple[Network, dict[str, Array]]] = {}
 
-    def prepared(self, way: Way, feeds: Feeds) -> _Prepared:
-        key = (_identity(feeds), way.equalize)
-        if key not in self._prepared:
-            network = equalized(self.network, feeds) if way.equalize else self.network
-            seen = gather(network.watch(feeds))
-            self._prepared[key] = _Prepared(*_rounded(network, feeds), seen)
-        return self._prepared[key]
+    def quantize(self, way: Way, left_out: int | None = None) -> bytes:
+        """From all samples, or from all but every FOLDS-th from `left_out` on."""
+        network, scales = self._weights(way.equalize, left_out)
+        ranges = {name: OBSERVERS[way.observer](seen) for name, seen in self.seen(way.equalize, left_out).items()}
+        return network.quantized(ranges, scales)
+
+    def seen(self, equalize: bool, left_out: int | None = None) -> dict[str, Statistics]:
+        return self._watch(equalize).seen.without(left_out)
 
     def run(self, model: bytes, feeds: Feeds) -> list[Array]:
         return outputs(self.network.open(model), feeds)
 
+    def _watch(self, equalize: bool) -> _Watched:
+        if equalize not in self._watched:
+            network = equalized(self.network, self.feeds) if equalize else self.network
+            seen = gather(network.watch(self.feeds), FOLDS)
+            self._watched[equalize] = _Watched(network, seen, Inputs(network, self.feeds, FOLDS))
+        return self._watched[equalize]
 
-def _identity(feeds: Feeds) -> str:
-    return hashlib.sha256(
-        b"".join(name.encode() + np.ascontiguousarray(feeds[name]).tobytes() for name in sorted(feeds))
-    ).hexdigest()
-
-
-def _rounded(network: Network, feeds: Feeds) -> tuple[Network, dict[str, Array]]:
-    copy, scales = network.copy(), {}
-    seen = moments(network, feeds)
-    for layer in network.layers:
-        weights, scales[layer.weights], shift = round_layer(network.read(layer), seen[layer.weights])
-        copy.write(layer, weights)
-        copy.write_bias(layer, network.read_bias(layer) + shift)
-    return copy, scales
+    def _weights(self, equalize: bool, left_out: int | None) -> tuple[Network, dict[str, Array]]:
+        key = (equalize, left_out)
+        if key not in self._rounded:
+            watched = self._watch(equalize)
+            network, scales = watched.network.copy(), {}
+            for layer in network.layers:
+                moments = watched.inputs.moments(layer, left_out)
+                weights, scales[layer.weights], shift = round_layer(network.read(layer), moments)
+                network.write(layer, weights)
+                network.write_bias(layer, network.read_bias(layer) + shift)
+            self._rounded[key] = network, scales
+        return self._rounded[key]
 
 
 def to_int8(network: Network, model: bytes, feeds: Feeds) -> Quantized:
     """The best int8 form of `model`, whose network this is."""
-    bench, samples = Bench(network), count(feeds)
-    way, note = PLAIN, f"ranges by {PLAIN}; {samples} samples are too few to compare with others"
+    bench, samples = Bench(network, feeds), count(feeds)
+    way, note = UNSEEN, f"ranges by {UNSEEN}; {samples} samples are too few to compare with others"
     if samples >= LEAST_SAMPLES:
 
         def judged(ways: tuple[Way, ...]) -> dict[Way, float]:
@@ -107,7 +109,7 @@ def to_int8(network: Network, model: bytes, feeds: Feeds) -> Quantized:
         errors |= judged(tuple(way for way in ways if way not in errors))
         way = ways[first_good([errors[way] for way in ways])]
         note = _note(way, errors)
-    return Quantized(bench.quantize(way, feeds), (note, *calibration_notes(bench.prepared(way, feeds).seen, samples)))
+    return Quantized(bench.quantize(way), (note, *calibration_notes(bench.seen(way.equalize), samples)))
 
 
 def _note(way: Way, errors: Mapping[Way, float]) -> str:

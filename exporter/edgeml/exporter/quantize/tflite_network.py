@@ -142,19 +142,14 @@ class TfliteNetwork:
         options = _options(schema, kind, op)
         functions = schema.ActivationFunctionType
         function = options.FusedActivationFunction()
-        names = (
-            self._name(indices[1]),
-            bias,
-            self._name(indices[0]),
-            output,
-            output,
-            function in {functions.NONE, functions.RELU},
-        )
+        weights = [int(size) for size in self._tensor(indices[1]).ShapeAsNumpy()]
+        inputs = 1 if kind == "DEPTHWISE_CONV_2D" else weights[-1]
+        scalable = function in {functions.NONE, functions.RELU}
+        names = (self._name(indices[1]), bias, self._name(indices[0]), output, output, inputs, scalable)
         if kind == "FULLY_CONNECTED":
             return Layer(*names)
         given = self._tensor(indices[0]).ShapeAsNumpy()
-        weights = self._tensor(indices[1]).ShapeAsNumpy()
-        kernel = (int(weights[1]), int(weights[2]))
+        kernel = (weights[1], weights[2])
         strides, dilations = (options.StrideH(), options.StrideW()), (options.DilationHFactor(), options.DilationWFactor())
         same = options.Padding() == schema.Padding.SAME
         pads = tuple(_same_pads(int(given[1 + i]), kernel[i], strides[i], dilations[i]) if same else (0, 0) for i in (0, 1))
