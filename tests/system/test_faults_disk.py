@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.fault_device import FAULTS
+from tests.system.fault_device import ERRORS, FAULTS
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import make_bundle
 
@@ -127,4 +127,6 @@ def test_every_persisted_step_with_this_fault_converges(table: Table, fault: str
     points = table.points()
     assert len({table.steps[at - 1] for at in points}) >= LEAST_POINTS // 2
     assert len(points) >= LEAST_POINTS
+    if fault in ERRORS:
+        points = points[1:]  # the first is the data folder itself: without it, the start is refused with a clear error
     assert [problem for at in points if (problem := table.check(fault, at)) is not None] == []

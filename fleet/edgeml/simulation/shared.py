@@ -46,6 +46,8 @@ class Models:
             if digest not in self._loaded:
                 try:
                     self._loaded[digest] = load(path)
+                except BundleError:
+                    raise  # this device's file is at fault, not the version
                 except EdgemlError as error:
                     self._loaded[digest] = error
             found = self._loaded[digest]

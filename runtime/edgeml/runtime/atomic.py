@@ -37,6 +37,12 @@ def write_file(path: Path, data: bytes, *, write: Write = os.write) -> None:
         raise
 
 
+def discard(path: Path) -> None:
+    """Delete a file that is of no use, if there is one and the disk lets us: what stays is checked before it is used."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def is_full(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EDQUOT}
 

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 import msgspec
 import numpy as np
 
-from edgeml.runtime.atomic import Write, write_all
+from edgeml.runtime.atomic import Write, discard, write_all
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.contract import check_manifest
 from edgeml.runtime.packing import MANIFEST, digest_file, layout
@@ -44,13 +44,13 @@ def apply_delta(
         with delta.open("rb") as file, open_bundle(base) as opened:
             _Rebuild(file, opened, write).run(result, manifest_sha256, result_bytes)
     except UpdateError:
-        result.unlink(missing_ok=True)
+        discard(result)
         raise
     except OSError as error:
-        result.unlink(missing_ok=True)
+        discard(result)
         raise storage_error(error) from error
     except EdgemlError as error:
-        result.unlink(missing_ok=True)
+        discard(result)
         raise refused(str(error)) from error
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
-from edgeml.runtime.atomic import Write, write_all
+from edgeml.runtime.atomic import Write, discard, write_all
 from edgeml.runtime.slots import storage_error
 from edgeml.wire.errors import UpdateError
 
@@ -74,12 +74,12 @@ class Fetcher:
         """
         size = part.stat().st_size if part.exists() else 0
         if size > remote.length_bytes:
-            part.unlink()
+            discard(part)
             size = 0
         if size < remote.length_bytes or not part.exists():
             self._complete(remote, part, size, stop)
         if file_digest(part, remote.algorithm) != remote.digest:
-            part.unlink(missing_ok=True)
+            discard(part)
             raise UpdateError(f"{remote.url!r} gave bytes of another {remote.algorithm}", code="download", retryable=True)
 
     def _complete(self, remote: Remote, part: Path, start: int, stop: Callable[[], bool]) -> None:
@@ -88,7 +88,7 @@ class Fetcher:
             try:
                 self._copy(response, remote, part, start, stop)
             except OSError as error:
-                part.unlink(missing_ok=True)
+                discard(part)
                 raise storage_error(error) from error
         got = part.stat().st_size
         if got != remote.length_bytes:
@@ -106,7 +106,7 @@ class Fetcher:
                 self.moved_bytes += len(chunk)
                 have += len(chunk)
                 if have > remote.length_bytes:
-                    part.unlink()
+                    discard(part)
                     raise UpdateError(
                         f"{remote.url!r} gives more than {remote.length_bytes} bytes", code="download", retryable=True
                     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeml.runtime import updater
+from edgeml.runtime.atomic import discard
 from edgeml.runtime.delta import apply_delta, refused
 from edgeml.runtime.fetch import Fetcher, Remote, Superseded, file_digest
 from edgeml.runtime.slots import Installed, Slots, storage_error
@@ -209,10 +210,10 @@ class Installer:
         try:
             found = self.engine.check(self.model, part)
         except EdgemlError:
-            part.unlink(missing_ok=True)
+            discard(part)
             raise
         if found != digest:
-            part.unlink(missing_ok=True)
+            discard(part)
             raise UpdateError(f"the bundle is {found[:12]}, not {digest[:12]}", code="untrusted", retryable=False)
         self.slots.install(part, _installed(signed))
         return remote.length_bytes
@@ -240,13 +241,13 @@ class Installer:
                 manifest_sha256=signed.custom.manifest_sha256, result_bytes=remote.length_bytes,
             )  # fmt: skip
             if file_digest(part) != remote.digest:
-                part.unlink()
+                discard(part)
                 raise refused("it makes another file than the signed one")
         except UpdateError as error:
             if error.code not in {"delta", "download", "redirect"}:
                 raise
             self.engine.note(self.model, f"{error}; the whole bundle was downloaded")
-        packed.unlink(missing_ok=True)
+        discard(packed)
 
     def _failure(self, digest: str, attempt: int, error: EdgemlError) -> updater.Event:
         code, moved = code_of(error), self.fetcher.moved_bytes
