@@ -56,6 +56,7 @@ def exported(models_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
                 evaluation=samples.evaluation,
                 name=name,
                 out=folder / "out",
+                cache=False,
             )
         )
 

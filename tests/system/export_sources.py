@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,9 @@ model = keras.Sequential([
 ])
 model.save("three.keras")
 model.export("saved", verbose=False)
+model.layers[-1].kernel.assign(model.layers[-1].kernel * float("nan"))
+model.save("nan.keras")
+model.export("nan_saved", verbose=False)
 """
 
 LEGACY: Final = """
@@ -78,6 +82,36 @@ def nan():
     return layer, (torch.zeros(1, 4),)
 
 
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.table, self.mix = torch.nn.Embedding(20, 6), torch.nn.Linear(9, 4)
+
+    def forward(self, tokens, extra):
+        pooled = self.table(tokens).mean(1)
+        scores = self.mix(torch.cat([pooled, extra], 1))
+        return {"scores": scores, "pooled": pooled}
+
+
+def two():
+    return Two(), (torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 3))
+
+
+class Gain(torch.nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        return x * self.gain
+
+
+def tuned():
+    with open("gain.txt") as file:
+        return Gain(float(file.read())), (torch.ones(1, 4),)
+
+
 def raises():
     raise RuntimeError("no weights here")
 
@@ -87,6 +121,7 @@ def wrong():
 """
 
 TORCH: Final = """
+import onnx
 import torch
 from nets import make
 net, example = make()
@@ -97,7 +132,15 @@ torch.export.save(torch.export.export(net, example), "one.pt2")
 program = torch.onnx.export(net, (torch.zeros(2, 1, 8, 8),), dynamo=True, dynamic_shapes=(batch,), verbose=False)
 program.save("net.onnx", external_data=False)
 torch.save(net.state_dict(), "weights.pth")
+torch.save(net.state_dict(), "old.pth", _use_new_zipfile_serialization=False)
 torch.jit.trace(net, example).save("script.pt")
+net[-1].weight.data[0, 0] = float("nan")
+torch.export.save(torch.export.export(net, example), "nan.pt2")
+torch.jit.trace(net, example, check_trace=False).save("nan.pt")
+graph = onnx.load("net.onnx")
+weight = graph.graph.initializer[0]
+weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * float("nan"), weight.name))
+onnx.save(graph, "nan.onnx")
 """
 
 
@@ -113,3 +156,16 @@ def build(folder: Path) -> Path:
             capture_output=True,
         )
     return folder
+
+
+def hurt(source: Path, target: Path) -> None:
+    """A zip archive whose directory is whole, and whose largest member is not: its first half is zeros."""
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as damaged:
+        largest = max(whole.infolist(), key=lambda member: member.file_size).filename
+        largest = next(
+            (m.filename for m in whole.infolist() if m.filename.endswith(("model.json", "model.weights.h5", "data.pkl"))),
+            largest,
+        )
+        for member in whole.infolist():
+            data = whole.read(member)
+            damaged.writestr(member, bytes(len(data) // 2) + data[len(data) // 2 :] if member.filename == largest else data)
