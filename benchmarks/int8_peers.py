@@ -129,9 +129,9 @@ def run_child(quantizer: str, name: str, folder: Path) -> dict[str, Any]:
     return spent
 
 
-def compared(name: str, split: Split, reference: Array, got: Array) -> dict[str, float | None]:
+def compared(name: str, split: Split, reference: Array, got: Array) -> dict[str, Any]:
     difference = np.abs(got.astype(np.float64) - reference)
-    found: dict[str, float | None] = dict.fromkeys(("agree", "corr", "drop", "upper95"))
+    found: dict[str, Any] = dict.fromkeys(("agree", "corr", "drop", "upper95"))
     found |= {"max": float(difference.max()), "rms": float(np.sqrt(np.mean(difference**2)) / reference.std())}
     if name == "ad":
         scores = [np.mean((each - split.evaluate) ** 2, axis=1) for each in (reference, got)]
