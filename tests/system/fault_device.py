@@ -33,7 +33,7 @@ SQLITE_SAYS: Final = {"full": "database or disk is full", "readonly": "attempt t
 WRITING: Final = os.O_WRONLY | os.O_RDWR
 STEP_S: Final = 0.5  # of the device's clock, each tick
 MOST_TICKS: Final = 2000
-TICKS_IN_TROUBLE: Final = 30
+TICKS_IN_TROUBLE: Final = 8
 BETWEEN_LIVES_S: Final = 10_000.0  # more than any life's ticks take: the clock never falls back
 
 
