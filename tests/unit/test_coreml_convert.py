@@ -134,7 +134,7 @@ def test_int8_says_how_many_weights_and_what_computes() -> None:
     quantized = to_int8_coreml(model)
     assert quantized.notes == ("2 weight tensors are int8, symmetric, a scale per channel; computing in float16",)
     assert count_operations(quantized.model)["constexpr_affine_dequantize"] == 2
-    assert count_elements(quantized.model)["int8"] == 2 * 64 * 20 + 2  # and a zero point each
+    assert count_elements(quantized.model)["int8"] == 2 * 64 * 20 + 64 + 20  # and a zero point per output channel
     assert len(model) - len(quantized.model) > 2 * 64 * 20 * 2  # three bytes of four go, scales and operations come
 
 
