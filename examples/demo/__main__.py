@@ -209,10 +209,10 @@ class Demo:
         told = view["told"]
         self.narrator.say(
             f"{told} of {DEVICES + 1} devices ever saw it ({fetched - before} downloads); all are back on {back_to.version}, "
-            f"and the way back took {after - fetched} downloads"
+            f"after the stop the service was asked for {after - fetched or 'no'} more"
         )
         self.lines.append(f"{release.version} reached {told} devices and no more: {stop['sentence']}")
-        self.lines.append(f"Why: {self.story.moral}. They went back to the copy they had kept; nothing was downloaded for it.")
+        self.lines.append(f"Why: {self.story.moral}. They went back to the copy they had kept.")
 
     def _until(self, rollout: str, phases: set[str]) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:
