@@ -46,11 +46,11 @@ class Board(msgspec.Struct, frozen=True):
 
 
 def read_board(root: Path = ROOT) -> Board:
-    bits = _throttle_bits(root)
+    bits = firmware_bits(root)
     return Board(
         model=_text(root / "proc/device-tree/model"),
         release=_release(root),
-        zones=_zones(root),
+        zones=zones(root),
         throttled=None if bits is None else _words(bits),
         throttled_before=() if bits is None else _words(bits >> _SINCE_START),
         power_mode=_power_mode(root),
@@ -59,8 +59,9 @@ def read_board(root: Path = ROOT) -> Board:
     )
 
 
-def _zones(root: Path) -> tuple[Zone, ...]:
-    zones = []
+def zones(root: Path) -> tuple[Zone, ...]:
+    """The board's temperature sensors that say something sensible."""
+    found = []
     for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         try:
             celsius = int((folder / "temp").read_text()) / 1000
@@ -68,11 +69,12 @@ def _zones(root: Path) -> tuple[Zone, ...]:
             continue
         least, most = _SENSIBLE_CELSIUS
         if least <= celsius <= most:
-            zones.append(Zone(_text(folder / "type") or folder.name, celsius))
-    return tuple(zones)
+            found.append(Zone(_text(folder / "type") or folder.name, celsius))
+    return tuple(found)
 
 
-def _throttle_bits(root: Path) -> int | None:
+def firmware_bits(root: Path) -> int | None:
+    """What a Raspberry Pi's get_throttled prints; `None` on other boards."""
     text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     try:
         return None if text is None else int(text, 16)

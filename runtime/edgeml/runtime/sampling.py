@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path("/")
+from edgeml.runtime.board import ROOT, firmware_bits, zones
+
 FREQUENCY_CAPPED: Final = 1 << 1  # the bit of get_throttled that says so
 _COOLING: Final = ("cpufreq", "thermal-cpufreq", "cpu", "devfreq", "thermal-devfreq", "gpu")  # not fans
-_SENSIBLE_CELSIUS: Final = (-60.0, 150.0)  # Jetsons show -256 for a sensor whose part is off
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -68,15 +68,12 @@ class Sampler:
 
 def hottest_celsius(root: Path = ROOT) -> float | None:
     """The hottest of the board's sensors that say something sensible."""
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    found = [celsius / 1000 for zone in zones if (celsius := _number(zone)) is not None]
-    least, most = _SENSIBLE_CELSIUS
-    return max((celsius for celsius in found if least <= celsius <= most), default=None)
+    return max((zone.celsius for zone in zones(root)), default=None)
 
 
 def throttle_bits(root: Path = ROOT) -> int | None:
     """A Raspberry Pi's own bits; elsewhere, whether a cooling device has capped a frequency now. `None`: nobody says."""
-    bits = _number(root / "sys/devices/platform/soc/soc:firmware/get_throttled", radix=16)
+    bits = firmware_bits(root)
     if bits is not None:
         return bits
     states = []
@@ -87,9 +84,9 @@ def throttle_bits(root: Path = ROOT) -> int | None:
     return (FREQUENCY_CAPPED if any(states) else 0) if states else None
 
 
-def _number(path: Path, *, field: int = 0, radix: int = 10) -> int | None:
+def _number(path: Path, *, field: int = 0) -> int | None:
     try:
-        return int(_text(path).split()[field], radix)
+        return int(_text(path).split()[field])
     except (ValueError, IndexError):
         return None
 
