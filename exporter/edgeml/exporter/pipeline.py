@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import platform
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeml.exporter.artifact import Judged, Trial
+from edgeml.exporter.artifact import Trial
 from edgeml.exporter.cache import Cache, default_cache
 from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.extras import require
 from edgeml.exporter.golden import golden_inputs, pick
+from edgeml.exporter.lane import JOBS, Lane, from_cache
 from edgeml.exporter.lifeline import work_folder
-from edgeml.exporter.outcome import Made, artifact_report, exit_code, key_number, libraries, summary, unmade, verdict_error
+from edgeml.exporter.outcome import Made, artifact_report, exit_code, libraries, summary
 from edgeml.exporter.pack import check_folder, move_all, pack
 from edgeml.exporter.parity import class_output, detect_task, post_processing, score
 from edgeml.exporter.parity.metrics import class_scores
@@ -35,9 +36,8 @@ from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, EnvironmentProblem, ParityError, PlanError
-from edgeml.wire.manifest import SCHEMA, Format, Manifest, PostProcessing, Precision, SourceFile
+from edgeml.wire.manifest import SCHEMA, Format, Manifest, PostProcessing, SourceFile
 
-JOBS: Final = "edgeml.exporter"
 ORDER: Final[tuple[Format, ...]] = ("tflite", "onnx", "coreml")  # of conversion: Core ML's imports take longest
 
 
@@ -60,15 +60,6 @@ class Subject:
     outputs: dict[str, Array]
     post: PostProcessing | None
     trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """An fp32 model file; `kept` if it is from the cache."""
-
-    model: Path
-    notes: list[str]
-    kept: bool
 
 
 def export(plan: ExportPlan, progress: Progress | None = None, *, command: str = "") -> Exported:
@@ -125,7 +116,7 @@ class _Run:
                 source=msgspec.to_builtins(self.ref),
             )  # fmt: skip
             model = msgspec.convert(described, SourceModel)
-            step.note = f"{model.kind}, {model.bytes:,} bytes{_from_cache(kept)}"
+            step.note = f"{model.kind}, {model.bytes:,} bytes{from_cache(kept)}"
         if not kept and set(self.plan.precisions) != {"fp32"}:
             for format_, worker in self.judges.items():
                 self.lanes.submit(_warm, worker, "tools", format_)
@@ -159,7 +150,7 @@ class _Run:
                     raise ParityError(
                         f"output {name!r} of the source itself is not finite for sample {bad}", hint="check the samples' scale"
                     )
-            step.note = f"{len(data.judging)} samples{_from_cache(kept)}"
+            step.note = f"{len(data.judging)} samples{from_cache(kept)}"
         return outputs
 
     def subject(self, model: SourceModel, data: Data, outputs: dict[str, Array]) -> Subject:
@@ -198,72 +189,18 @@ class _Run:
     def artifacts(self, trial: Trial) -> list[Made]:
         """Every artifact that was asked for, in the plan's order. Conversions queue, since one process holds the source."""
         with ThreadPoolExecutor(1) as source:
-            ordered = [format_ for format_ in ORDER if format_ in self.plan.formats]
-            converted = {format_: source.submit(self._convert, format_, self.cache) for format_ in ordered}
-            lanes = {format_: self.lanes.submit(self._lane, format_, converted[format_], trial) for format_ in ordered}
-            return [made for format_ in self.plan.formats for made in lanes[format_].result()]
+            ordered = [self._lane(format_, trial) for format_ in ORDER if format_ in self.plan.formats]
+            converted = [source.submit(lane.convert) for lane in ordered]
+            running = {
+                lane.format: self.lanes.submit(lane.run, future) for lane, future in zip(ordered, converted, strict=True)
+            }
+            return [made for format_ in self.plan.formats for made in running[format_].result()]
 
-    def _convert(self, format_: Format, cache: Cache) -> Converted:
-        out = self.folder / f"fp32.{format_}"
-        with self.step(f"{format_} convert") as step:
-            notes, kept = cache.call(
-                self.source, f"{JOBS}.convert.{format_}:from_{self.ref.family}", self._depends(),
-                out=out, source=msgspec.to_builtins(self.ref),
-            )  # fmt: skip
-            step.note = f"{out.stat().st_size:,} bytes{_from_cache(kept)}"
-        return Converted(out, list(notes or ()), kept)
-
-    def _lane(self, format_: Format, conversion: Future[Converted], trial: Trial) -> list[Made]:
-        """One format, from fp32 to the smallest precision. A failure leaves the others standing."""
-        try:
-            converted = conversion.result()
-            whole = self._judge(format_, "fp32", converted.model, converted.notes, trial)
-            if converted.kept and not whole.passed:  # the source changed in a way that its fingerprint does not see
-                converted = self._convert(format_, Cache(None))
-                whole = self._judge(format_, "fp32", converted.model, converted.notes, trial)
-        except EdgemlError as refusal:
-            return [Made(format_, precision, None, None, refusal) for precision in self.plan.precisions]
-        model = converted.model
-        made = [whole]
-        for precision in self.plan.precisions:
-            if precision == "fp32":
-                continue
-            if not whole.passed or whole.judged is None:
-                made.append(Made(format_, precision, None, None, unmade(whole)))
-                continue
-            made.append(self._quantized(format_, precision, model, whole.judged, trial))
-        return [one for one in made if one.precision in self.plan.precisions]
-
-    def _quantized(self, format_: Format, precision: Precision, model: Path, whole: Judged, trial: Trial) -> Made:
-        out = self.folder / f"{precision}.{format_}"
-        try:
-            with self.step(f"{format_} {precision} make") as step:
-                inputs = msgspec.to_builtins(whole.artifact.inputs)
-                depends = {"model": whole.artifact.sha256, "format": format_, "precision": precision, "task": trial.task}
-                if precision == "int8":
-                    depends |= {"calibration": self.calibrated, "inputs": inputs}
-                notes, kept = self.cache.call(
-                    self.judges[format_], f"{JOBS}.artifact:quantize", depends, out=out,
-                    trial=msgspec.to_builtins(trial), format=format_, precision=precision, model=str(model), inputs=inputs,
-                )  # fmt: skip
-                step.note = f"{out.stat().st_size:,} bytes{_from_cache(kept)}"
-        except EdgemlError as error:
-            return Made(format_, precision, None, None, error)
-        return self._judge(format_, precision, out, list(notes), trial)
-
-    def _judge(self, format_: Format, precision: Precision, model: Path, notes: list[str], trial: Trial) -> Made:
-        try:
-            with self.step(f"{format_} {precision}") as step:
-                reply = self.judges[format_].call(
-                    f"{JOBS}.artifact:judge",
-                    trial=msgspec.to_builtins(trial), format=format_, precision=precision, model=str(model),
-                    blobs=str(self.folder / "blobs"), notes=notes,
-                )  # fmt: skip
-                judged = msgspec.convert(reply, Judged)
-                step.outcome, step.note = judged.status, key_number(judged)
-        except EdgemlError as error:
-            return Made(format_, precision, None, None, error)
-        return Made(format_, precision, judged, model, verdict_error(judged, self.plan.max_drop))
+    def _lane(self, format_: Format, trial: Trial) -> Lane:
+        return Lane(
+            format_, self.plan, self.ref, self.folder, self.source, self.judges[format_], self.cache, self.step, trial,
+            self._depends(), self.calibrated,
+        )  # fmt: skip
 
     def manifest(self, subject: Subject, made: Sequence[Made]) -> Manifest | None:
         """What the bundle promises; `None` if no artifact passed."""
@@ -357,10 +294,6 @@ def _source_worker(ref: SourceRef, folder: Path, time_limit_s: float) -> Worker:
     blocked = ("torch",) if ref.family == "tensorflow" else ("tensorflow", "tf_keras", "keras")
     environment = {"TF_USE_LEGACY_KERAS": "1"} if legacy else {}
     return Worker("source", folder, environment=environment, blocked=blocked, time_limit_s=time_limit_s)
-
-
-def _from_cache(kept: bool) -> str:
-    return ", from the cache" if kept else ""
 
 
 def _warm(worker: Worker, what: str, format_: Format) -> None:

@@ -1,0 +1,122 @@
+"""One format's way through an export: converted, judged as fp32, then made smaller and judged again for each precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeml.exporter.artifact import Judged, Trial
+from edgeml.exporter.cache import Cache
+from edgeml.exporter.outcome import Made, key_number, unmade, verdict_error
+from edgeml.exporter.plan import ExportPlan
+from edgeml.exporter.source import SourceRef
+from edgeml.exporter.step import Step
+from edgeml.exporter.worker import Worker
+from edgeml.wire.errors import EdgemlError
+from edgeml.wire.manifest import Format, Precision
+
+JOBS: Final = "edgeml.exporter"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """An fp32 model file; `kept` if it is from the cache."""
+
+    model: Path
+    notes: list[str]
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """`source` is the worker that holds the model, `judge` the one that runs the format.
+
+    `depends` is what a job on the source depends on (`None`: unknown, nothing is kept), `calibrated` the calibration samples'
+    sha256.
+    """
+
+    format: Format
+    plan: ExportPlan
+    ref: SourceRef
+    folder: Path
+    source: Worker
+    judge: Worker
+    cache: Cache
+    step: Callable[[str], Step]
+    trial: Trial
+    depends: Mapping[str, object] | None
+    calibrated: str
+
+    def convert(self, cache: Cache | None = None) -> Converted:
+        """The source as fp32; by `cache`, or the export's."""
+        out = self.folder / f"fp32.{self.format}"
+        with self.step(f"{self.format} convert") as step:
+            notes, kept = (cache or self.cache).call(
+                self.source, f"{JOBS}.convert.{self.format}:from_{self.ref.family}", self.depends,
+                out=out, source=msgspec.to_builtins(self.ref),
+            )  # fmt: skip
+            step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
+        return Converted(out, list(notes or ()), kept)
+
+    def run(self, conversion: Future[Converted]) -> list[Made]:
+        """Every precision of the plan, from fp32 to the smallest. A failure is in what is made; it stops no other lane."""
+        try:
+            converted = conversion.result()
+            whole = self._judged("fp32", converted.model, converted.notes)
+            if converted.kept and not whole.passed:  # the source changed in a way that its fingerprint does not see
+                converted = self.convert(Cache(None))
+                whole = self._judged("fp32", converted.model, converted.notes)
+        except EdgemlError as refusal:
+            return [Made(self.format, precision, None, None, refusal) for precision in self.plan.precisions]
+        made = [whole]
+        for precision in self.plan.precisions:
+            if precision == "fp32":
+                continue
+            if not whole.passed or whole.judged is None:
+                made.append(Made(self.format, precision, None, None, unmade(whole)))
+                continue
+            made.append(self._quantized(precision, converted.model, whole.judged))
+        return [one for one in made if one.precision in self.plan.precisions]
+
+    def _quantized(self, precision: Precision, model: Path, whole: Judged) -> Made:
+        out = self.folder / f"{precision}.{self.format}"
+        try:
+            with self.step(f"{self.format} {precision} make") as step:
+                inputs = msgspec.to_builtins(whole.artifact.inputs)
+                depends = {
+                    "model": whole.artifact.sha256, "format": self.format, "precision": precision, "task": self.trial.task,
+                }  # fmt: skip
+                if precision == "int8":
+                    depends |= {"calibration": self.calibrated, "inputs": inputs}
+                notes, kept = self.cache.call(
+                    self.judge, f"{JOBS}.artifact:quantize", depends, out=out,
+                    trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),
+                    inputs=inputs,
+                )  # fmt: skip
+                step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
+        except EdgemlError as error:
+            return Made(self.format, precision, None, None, error)
+        return self._judged(precision, out, list(notes))
+
+    def _judged(self, precision: Precision, model: Path, notes: list[str]) -> Made:
+        try:
+            with self.step(f"{self.format} {precision}") as step:
+                reply = self.judge.call(
+                    f"{JOBS}.artifact:judge",
+                    trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),
+                    blobs=str(self.folder / "blobs"), notes=notes,
+                )  # fmt: skip
+                judged = msgspec.convert(reply, Judged)
+                step.outcome, step.note = judged.status, key_number(judged)
+        except EdgemlError as error:
+            return Made(self.format, precision, None, None, error)
+        return Made(self.format, precision, judged, model, verdict_error(judged, self.plan.max_drop))
+
+
+def from_cache(kept: bool) -> str:
+    return ", from the cache" if kept else ""
