@@ -13,10 +13,10 @@ import numpy as np
 from edgeml.runtime.backends import EngineOptions
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import rank, this_board
-from edgeml.runtime.contract import label
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.npz import read_samples
 from edgeml.runtime.session import open_session
+from edgeml.wire.contract import label
 
 
 def main(path: Path, samples: Path, out: Path) -> None:

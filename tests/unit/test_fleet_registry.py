@@ -7,6 +7,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeml.fleet.config import Places
@@ -14,9 +15,10 @@ from edgeml.fleet.packed import check_packed
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.store import Store, events, versions
 from edgeml.fleet.trust import Target, Trust, create
+from edgeml.runtime import packing
 from edgeml.wire.canonical import ZipEntry, directory, local_header
 from edgeml.wire.errors import BundleError, ServiceError
-from tests.unit.fleet_bundles import make_bundle
+from tests.unit.fleet_bundles import make_bundle, make_manifest
 
 NOW = 1_800_000_000.0
 
@@ -92,6 +94,17 @@ def test_a_truncated_bundle_is_refused(tmp_path: Path, keep: int) -> None:
     bundle.write_bytes(bundle.read_bytes()[:keep])
     with pytest.raises(BundleError):
         check_packed(bundle)
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_manifest(b"model bytes", "kws", "1.0.0")
+    artifact = msgspec.structs.replace(manifest.artifacts[0], outputs=())
+    monkeypatch.setattr(packing, "check_manifest", lambda _: None)  # as somebody else's packer would
+    lying = tmp_path / "lying.edgeml"
+    packing.write_bundle(msgspec.structs.replace(manifest, artifacts=(artifact,)), {artifact.sha256: b"model bytes"}, lying)
+    with pytest.raises(BundleError, match="artifact onnx:fp32: outputs do not bind the signature: expected y, got none"):
+        desk.publish(lying)
+    assert desk.published() == []
 
 
 def test_bytes_after_the_end_are_refused(tmp_path: Path) -> None:

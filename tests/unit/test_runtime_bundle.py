@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from edgeml.runtime.bundle import open_bundle, unpack_bundle, write_bundle
-from edgeml.runtime.packing import layout
 from edgeml.wire.canonical import header_size, sha256_hex
 from edgeml.wire.errors import BundleError, EnvironmentProblem
 from edgeml.wire.manifest import Manifest, Quantization
+from edgeml.wire.packed import layout
 from tests.unit.bundles import FULL, make_bundle, samples
 
 

@@ -15,10 +15,10 @@ from edgeml.runtime.bundle import open_bundle, unpack_bundle, write_bundle
 from edgeml.runtime.choose import this_board
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.model import Model
-from edgeml.runtime.packing import digest_file
 from edgeml.runtime.session import open_session
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EdgemlError
+from edgeml.wire.packed import digest_file
 from tests.unit.bundles import make_bundle
 
 VALUES: tuple[Any, ...] = (

@@ -13,10 +13,10 @@ import pytest
 from edgeml.runtime import load
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import Board, Engine, choose, rank
-from edgeml.runtime.contract import label
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.model import AnswerReader, new_request_id
 from edgeml.runtime.session import open_session
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EngineError, SelfTestError, UnsupportedError
 from edgeml.wire.manifest import Manifest, Parity, PostProcessing, Requirement
 from tests.unit.bundles import FULL, logits, make_bundle, samples

@@ -11,8 +11,8 @@ from edgeml.runtime import load
 from edgeml.runtime.affinity import pinned
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import Board, Engine, candidates, rank
-from edgeml.runtime.contract import label
 from edgeml.runtime.latency import latencies
+from edgeml.wire.contract import label
 from edgeml.wire.errors import ConfigError, EngineError
 from edgeml.wire.manifest import Artifact, Manifest
 from tests.unit.bundles import FULL, make_bundle

@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeml.wire.canonical import header_size, sha256_hex
+from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.delta import DICTIONARY_BYTES, MAGIC, MOST_PIECE_BYTES, FileDelta, Header, Piece
-from edgeml.wire.manifest import Manifest, decode_manifest
+from edgeml.wire.manifest import Manifest
+from edgeml.wire.packed import check_packed
 
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.float64]
@@ -45,19 +47,16 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """The files of a packed bundle that `check_packed` has accepted."""
+    """The files of a packed bundle.
+
+    Raises:
+        BundleError: it changed since it was published.
+    """
     data = path.read_bytes()
-    at = header_size("manifest.json")
-    size = int.from_bytes(data[18:22], "little")
-    text = data[at : at + size]
-    manifest = decode_manifest(text)
-    at += size + header_size("manifest.sha256") + len(f"{'0' * 64}  manifest.json\n")
-    blobs = {}
-    for digest, count in sorted(manifest.blobs().items()):
-        at += header_size(f"blobs/sha256/{digest}")
-        blobs[digest] = data[at : at + count]
-        at += count
-    return Contents(manifest, text, blobs)
+    found = check_packed(BytesIO(data).read, len(data))
+    sizes = found.manifest.blobs()
+    blobs = {digest: data[at : at + sizes[digest]] for digest, at in found.offsets.items()}
+    return Contents(found.manifest, found.manifest.encode(), blobs)
 
 
 def make_delta(base: Contents, new: Contents) -> bytes:

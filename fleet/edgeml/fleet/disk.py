@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, also when the power goes."""
+"""Files that appear whole or not at all, also when the power goes.
+
+The runtime has the like (`runtime/atomic.py`): the services import no runtime, and `wire`, which both share, does no IO.
+"""
 
 from __future__ import annotations
 

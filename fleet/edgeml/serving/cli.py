@@ -14,9 +14,9 @@ import uvicorn
 
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import rank, this_board
-from edgeml.runtime.contract import label
 from edgeml.runtime.model import Model, load_open
 from edgeml.serving.app import BODY_LIMIT_BYTES, make_app
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EnvironmentProblem, UsageError
 from edgeml.wire.manifest import Format, Manifest, Precision
 

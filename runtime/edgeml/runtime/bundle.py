@@ -10,11 +10,8 @@ Reading uses constant memory. What is opened stays open: `blob` reads through th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,17 +20,25 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from edgeml.runtime.backends import Array
-from edgeml.runtime.contract import check_manifest, label
-from edgeml.runtime.packing import BLOBS, DIGEST, MANIFEST, digest_file, layout, write_bundle, write_folder
-from edgeml.wire.canonical import ZIP_LIMIT, ZipEntry, directory, header_size, local_header, sha256_hex, zip_size
+from edgeml.runtime.packing import write_bundle, write_folder
+from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import BundleError, EnvironmentProblem
-from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, TensorBlob, decode_manifest
+from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, TensorBlob
+from edgeml.wire.packed import (
+    BLOBS,
+    CHUNK_BYTES,
+    DIGEST,
+    MANIFEST,
+    check_content,
+    check_packed,
+    describe,
+    digest_file,
+    read_manifest,
+)
 
 __all__ = ["Bundle", "describe", "open_bundle", "unpack_bundle", "write_bundle"]
 
-_CHUNK_BYTES: Final = 1 << 20
 _NO_FOLLOW: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not hold the reader
-_CRC_AND_SIZE: Final = struct.Struct("<14xIII")  # where a zip's local header has them
 
 
 class _Files(Protocol):
@@ -110,16 +115,6 @@ def open_bundle(path: Path | str) -> Bundle:
     return Bundle(place, manifest, files)
 
 
-def describe(manifest: Manifest, sha256: str) -> str:
-    """What a blob is in the manifest's words: `blob 1a2b3c4d5e6f (artifact onnx:int8)`."""
-    uses = [f"artifact {label(artifact)}" for artifact in manifest.artifacts if artifact.sha256 == sha256]
-    uses += [f"golden input {tensor.name!r}" for tensor in manifest.golden_inputs if tensor.sha256 == sha256]
-    for artifact in manifest.artifacts:
-        outputs = artifact.golden.outputs if artifact.golden else ()
-        uses += [f"golden output {o.expected.name!r} of {label(artifact)}" for o in outputs if o.expected.sha256 == sha256]
-    return f"blob {sha256[:12]} ({', '.join(uses)})"
-
-
 def unpack_bundle(path: Path, folder: Path) -> None:
     """Check a packed bundle and write its files into `folder`, which must not exist yet.
 
@@ -146,56 +141,21 @@ class _PackedFiles:
 
 
 def _check_packed(descriptor: int) -> tuple[Manifest, _Files]:
-    data = _packed_manifest(descriptor)
-    position = header_size(MANIFEST) + len(data)
-    promised = digest_file(sha256_hex(data))
-    second = ZipEntry(DIGEST, len(promised), zlib.crc32(promised))
-    if _read(descriptor, position, header_size(DIGEST) + len(promised)) != local_header(second) + promised:
-        raise BundleError(f"{DIGEST} is not the digest of {MANIFEST}", hint="one of the two was changed")
-    position += header_size(DIGEST) + len(promised)
-
-    manifest = _manifest(data)
-    files = layout(manifest, len(data))
-    expected, got = zip_size(files), os.fstat(descriptor).st_size
-    if got != expected or got > ZIP_LIMIT:
-        raise BundleError("size of the packed bundle", expected=f"{min(expected, ZIP_LIMIT)} bytes", got=str(got))
-
-    entries = [ZipEntry(MANIFEST, len(data), zlib.crc32(data)), second]
-    offsets: dict[str, int] = {}
-    for name, size in files[2:]:
-        digest = name.rpartition("/")[2]
-        header = _read(descriptor, position, header_size(name))
-        position += len(header)
-        offsets[digest] = position
-        crc = _check_content(manifest, digest, _chunks(descriptor, position, size))
-        entry = ZipEntry(name, size, crc)
-        if header != local_header(entry):
-            raise BundleError(f"the zip header of {describe(manifest, digest)} is not the canonical one")
-        entries.append(entry)
-        position += size
-    _check_directory(descriptor, position, entries)
-    return manifest, _PackedFiles(descriptor, offsets)
+    packed = check_packed(_Forward(descriptor).read, os.fstat(descriptor).st_size)
+    return packed.manifest, _PackedFiles(descriptor, packed.offsets)
 
 
-def _packed_manifest(descriptor: int) -> bytes:
-    header = _read(descriptor, 0, header_size(MANIFEST))
-    if len(header) < header_size(MANIFEST) or header[:4] != b"PK\x03\x04":
-        raise BundleError("not a packed bundle", expected=f"a zip that opens with {MANIFEST}", got=f"{header[:4]!r}")
-    _, size, _ = _CRC_AND_SIZE.unpack_from(header)
-    if size > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{MANIFEST} too large", expected=f"at most {MANIFEST_LIMIT_BYTES} bytes", got=str(size))
-    data = _read(descriptor, len(header), size)
-    if header != local_header(ZipEntry(MANIFEST, len(data), zlib.crc32(data))):
-        raise BundleError(f"{MANIFEST} and its zip header do not agree", hint="the file is truncated or was changed")
-    return data
+class _Forward:
+    """Reads a file from its beginning on, whatever the descriptor's own position is."""
 
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
 
-def _check_directory(descriptor: int, position: int, entries: list[ZipEntry]) -> None:
-    expected = directory(entries)
-    got = _read(descriptor, position, len(expected))
-    if got != expected:
-        at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), len(got))
-        raise BundleError(f"the zip's central directory is not the canonical one: byte {at} of {len(expected)}")
+    def read(self, size: int) -> bytes:
+        data = b"".join(_chunks(self._descriptor, self._position, size))
+        self._position += len(data)
+        return data
 
 
 class _FolderFiles:
@@ -220,7 +180,7 @@ def _check_folder(root: int) -> tuple[Manifest, _Files]:
     data = _small_file(root, MANIFEST, MANIFEST_LIMIT_BYTES)
     if _small_file(root, DIGEST, len(digest_file("0" * 64))) != digest_file(sha256_hex(data)):
         raise BundleError(f"{DIGEST} is not the digest of {MANIFEST}", hint="one of the two was changed")
-    manifest = _manifest(data)
+    manifest = read_manifest(data)
     above = _subfolder(root, "blobs", "blobs")
     try:
         _check_names(above, {"sha256"}, "blobs/")
@@ -243,7 +203,7 @@ def _check_blob(manifest: Manifest, folder: int, digest: str, size: int) -> None
         got = os.fstat(file.fileno()).st_size
         if got != size:
             raise BundleError(f"size of {describe(manifest, digest)}", expected=f"{size} bytes", got=str(got))
-        _check_content(manifest, digest, _chunks(file.fileno(), 0, size))
+        check_content(manifest, digest, _chunks(file.fileno(), 0, size))
 
 
 def _check_names(folder: int, expected: set[str], prefix: str) -> None:
@@ -291,33 +251,12 @@ def _small_file(folder: int, name: str, limit: int) -> bytes:
         return b"".join(_chunks(file.fileno(), 0, size))
 
 
-def _manifest(data: bytes) -> Manifest:
-    manifest = decode_manifest(data)
-    check_manifest(manifest)
-    return manifest
-
-
-def _check_content(manifest: Manifest, digest: str, chunks: Iterator[bytes]) -> int:
-    """Hash a blob as it streams by; gives its CRC-32."""
-    sha256, crc = hashlib.sha256(), 0
-    for chunk in chunks:
-        sha256.update(chunk)
-        crc = zlib.crc32(chunk, crc)
-    if sha256.hexdigest() != digest:
-        raise BundleError(f"content of {describe(manifest, digest)}", expected=f"sha256 {digest}", got=sha256.hexdigest())
-    return crc
-
-
-def _read(descriptor: int, position: int, size: int) -> bytes:
-    return b"".join(_chunks(descriptor, position, size))
-
-
 def _chunks(descriptor: int, position: int, size: int) -> Iterator[bytes]:
     """`size` bytes from `position`, or fewer where the file ends."""
     left = size
     while left > 0:
         try:
-            chunk = os.pread(descriptor, min(left, _CHUNK_BYTES), position)
+            chunk = os.pread(descriptor, min(left, CHUNK_BYTES), position)
         except OSError as error:
             raise EnvironmentProblem(f"reading the bundle failed at byte {position}: {error.strerror}") from error
         if not chunk:

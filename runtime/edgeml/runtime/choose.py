@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.runtime.contract import label
+from edgeml.wire.contract import label
 from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Artifact, Format, Manifest, Precision
 

@@ -14,13 +14,13 @@ import typer
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.choose import Board, rank, this_board
-from edgeml.runtime.contract import label
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.inspection import ModelFacts, TensorFacts, inspect_model, read_model_file
 from edgeml.runtime.model import Model, Result, load_open
 from edgeml.runtime.npz import read_samples, write_outputs
 from edgeml.runtime.session import open_session
 from edgeml.runtime.tensors import shape_text
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError, SelfTestError, UsageError
 from edgeml.wire.manifest import Artifact, Format, Manifest, Precision, TensorSpec
 

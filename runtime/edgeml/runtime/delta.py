@@ -20,13 +20,13 @@ import numpy as np
 
 from edgeml.runtime.atomic import Write, discard, write_all
 from edgeml.runtime.bundle import Bundle, open_bundle
-from edgeml.runtime.contract import check_manifest
-from edgeml.runtime.packing import MANIFEST, digest_file, layout
 from edgeml.runtime.slots import storage_error
 from edgeml.wire.canonical import ZipEntry, directory, header_size, local_header, zip_size
+from edgeml.wire.contract import check_manifest
 from edgeml.wire.delta import DICTIONARY_BYTES, HEADER_LIMIT_BYTES, MAGIC, FileDelta, Header, Piece
 from edgeml.wire.errors import EdgemlError, UpdateError
 from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, decode_manifest
+from edgeml.wire.packed import MANIFEST, digest_file, layout
 
 CHUNK_BYTES: Final = 64 * 1024
 UNPACK_LIMIT_BYTES: Final = 4 * 1024 * 1024 + DICTIONARY_BYTES  # what liblzma may take

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.bundle import Bundle
-from edgeml.runtime.contract import label
 from edgeml.runtime.session import Session
+from edgeml.wire.contract import label
 from edgeml.wire.errors import SelfTestError
 from edgeml.wire.manifest import BATCH, Artifact, GoldenOutput, TensorSpec
 

@@ -19,7 +19,7 @@ import msgspec
 
 from edgeml.runtime.atomic import write_file
 from edgeml.runtime.choose import Board
-from edgeml.runtime.contract import label
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError
 from edgeml.wire.manifest import Artifact
 

@@ -6,29 +6,15 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final
 
-from edgeml.runtime.contract import check_manifest
+from edgeml.runtime.atomic import move, sync_folder
 from edgeml.wire.canonical import ZIP_LIMIT, ZipEntry, directory, local_header, sha256_hex, zip_size
+from edgeml.wire.contract import check_manifest
 from edgeml.wire.errors import BundleError, EnvironmentProblem
 from edgeml.wire.manifest import Manifest
-
-MANIFEST: Final = "manifest.json"
-DIGEST: Final = "manifest.sha256"
-BLOBS: Final = "blobs/sha256"
-
-
-def digest_file(digest: str) -> bytes:
-    """The content of `manifest.sha256`, as `sha256sum -c` reads it."""
-    return f"{digest}  {MANIFEST}\n".encode()
-
-
-def layout(manifest: Manifest, manifest_size: int) -> list[tuple[str, int]]:
-    """Every file of the bundle in packed order: (name, bytes)."""
-    blobs = sorted(manifest.blobs().items())
-    return [(MANIFEST, manifest_size), (DIGEST, len(digest_file("0" * 64))), *((f"{BLOBS}/{d}", size) for d, size in blobs)]
+from edgeml.wire.packed import BLOBS, DIGEST, MANIFEST, digest_file
 
 
 def write_bundle(manifest: Manifest, blobs: Mapping[str, bytes], path: Path) -> str:
@@ -43,16 +29,7 @@ def write_bundle(manifest: Manifest, blobs: Mapping[str, bytes], path: Path) -> 
     if zip_size([(name, len(data)) for name, data in contents.items()]) > ZIP_LIMIT:
         raise BundleError("the bundle is too large", expected=f"at most {ZIP_LIMIT} bytes", got="more")
 
-    def write(file: BinaryIO) -> None:
-        entries = []
-        for name, data in contents.items():
-            entry = ZipEntry(name, len(data), zlib.crc32(data))
-            file.write(local_header(entry))
-            file.write(data)
-            entries.append(entry)
-        file.write(directory(entries))
-
-    _write_whole(path, write)
+    write_whole(path, _packed(contents))
     return manifest.digest
 
 
@@ -77,14 +54,47 @@ def write_folder(manifest: Manifest, blob: Callable[[str], bytes], folder: Path)
         for digest in manifest.blobs():
             _write_synced(staging / BLOBS / digest, blob(digest))
         for inner in (staging / BLOBS, staging / "blobs", staging):
-            _sync_folder(inner)
+            sync_folder(inner)
         staging.chmod(0o755)
-        staging.rename(folder)
-        _sync_folder(folder.parent)
+        move(staging, folder)
     except OSError as error:
         raise EnvironmentProblem(f"cannot write folder {str(folder)!r}: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, parts: Iterable[bytes], *, hint: str | None = None) -> None:
+    """Put the parts at `path` in one step, for all to read; writers of one path do not meet.
+
+    Raises:
+        EnvironmentProblem: the disk refused; `path` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {str(path)!r}: {error.strerror}", hint=hint) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        move(Path(temporary), path)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {str(path)!r}: {error.strerror}", hint=hint) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _packed(contents: Mapping[str, bytes]) -> Iterator[bytes]:
+    entries = []
+    for name, data in contents.items():
+        entry = ZipEntry(name, len(data), zlib.crc32(data))
+        yield local_header(entry)
+        yield data
+        entries.append(entry)
+    yield directory(entries)
 
 
 def _contents(manifest: Manifest, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -103,36 +113,8 @@ def _contents(manifest: Manifest, blobs: Mapping[str, bytes]) -> dict[str, bytes
     return contents
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {str(path)!r}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,9 @@ import numpy as np
 from edgeml.runtime.affinity import pinned
 from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend, PatientBackend, RawTensor, opener
 from edgeml.runtime.bundle import Bundle
-from edgeml.runtime.contract import label
 from edgeml.runtime.patience import Runner
 from edgeml.runtime.tensors import plan_input, plan_output, shape_text
+from edgeml.wire.contract import label
 from edgeml.wire.errors import DeadlineError, EngineError, InputError, ModelError
 from edgeml.wire.manifest import BATCH, Artifact, Binding, Manifest, Signature, TensorSpec
 

@@ -12,10 +12,10 @@ import msgspec
 
 from edgeml.runtime.atomic import TEMPORARY_SUFFIX
 from edgeml.runtime.board import Board, read_board
-from edgeml.runtime.contract import label
 from edgeml.runtime.device import Device
 from edgeml.runtime.host import Host
 from edgeml.runtime.updater import Update
+from edgeml.wire.contract import label
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.messages import Drift
 
