@@ -17,25 +17,20 @@ The file is hostile until proved otherwise: nothing is unpickled, and no memory 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from edgeml.runtime.backends import Array
-from edgeml.wire.errors import PlanError
+from edgeml.runtime.npz import LIMIT_BYTES, read_npz
+from edgeml.wire.errors import InputError, PlanError
 from edgeml.wire.manifest import BATCH, DataSet, Signature, TensorSpec
 
 LABELS: Final = "y"
 SINGLE_INPUT: Final = "x"
-LIMIT_BYTES: Final = 4 * 1024**3  # what one file may unpack to; more belongs in a sample of it
-MEMBER_LIMIT: Final = 4096  # arrays in one file
-
-_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, NotImplementedError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,10 @@ def load_samples(path: Path | str, signature: Signature, *, allow_nan: bool = Fa
     if len(signature.inputs) == 1:
         keys[signature.inputs[0].name].append(SINGLE_INPUT)
     wanted = {key for options in keys.values() for key in options} | {LABELS}
-    arrays = _read_npz(path, wanted, limit_bytes)
+    try:
+        arrays = read_npz(path, wanted, limit_bytes=limit_bytes)
+    except InputError as error:
+        raise PlanError(error.what, expected=error.expected, got=error.got, hint=error.hint) from error
     inputs = {}
     for spec in signature.inputs:
         key = next((key for key in keys[spec.name] if key in arrays.found), None)
@@ -129,60 +127,6 @@ def load_samples(path: Path | str, signature: Signature, *, allow_nan: bool = Fa
         raise PlanError(f"{path.name}: inputs have different numbers of samples", got=str(counts), hint="first axis = samples")
     labels = arrays.found.get(LABELS) if all(spec.name != LABELS for spec in signature.inputs) else None
     return make_samples(inputs, _fit_labels(labels, next(iter(counts.values())), path.name))
-
-
-@dataclass(frozen=True, slots=True)
-class _Npz:
-    names: tuple[str, ...]  # of all arrays in the file
-    found: dict[str, Array]  # those that were asked for
-
-
-def _read_npz(path: Path, wanted: set[str], limit_bytes: int) -> _Npz:
-    """The arrays of `wanted`; sizes are checked against the zip's directory before any array is made."""
-    what = f"{path.name!r} cannot be read as .npz"
-    hint = "write it with numpy.savez(path, x=..., y=...)"
-    if not path.is_file():
-        raise PlanError(f"no file {str(path)!r}", hint="give an .npz of samples")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MEMBER_LIMIT or len({m.filename for m in members}) != len(members):
-                raise PlanError(what, expected=f"at most {MEMBER_LIMIT} arrays of distinct names", got=str(len(members)))
-            names = tuple(m.filename.removesuffix(".npy") for m in members)
-            chosen = [(n, m) for n, m in zip(names, members, strict=True) if n in wanted]
-            total = sum(m.file_size for _, m in chosen)
-            if total > limit_bytes:
-                raise PlanError(f"{path.name!r} unpacks to too much", expected=f"at most {limit_bytes} bytes", got=str(total))
-            found = {}
-            for name, member in chosen:
-                with archive.open(member) as stream:
-                    found[name] = _read_array(stream, member.file_size, f"{path.name}: {name!r}")
-    except _BROKEN as error:
-        raise PlanError(f"{what}: {error}", hint=hint) from error
-    return _Npz(names, found)
-
-
-def _read_array(stream: IO[bytes], size: int, what: str) -> Array:
-    npy: Any = np.lib.format  # without annotations of its own
-    version = npy.read_magic(stream)
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in readers:
-        raise PlanError(f"{what} has npy version {version}", expected="1.0 or 2.0", hint="store plain numbers")
-    shape, fortran, dtype = readers[version](stream)
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise PlanError(f"{what}", expected="numbers", got=f"dtype {dtype}", hint="pickled objects and text are not read")
-    count = 1
-    for axis in shape:
-        count *= axis  # Python integers: a hostile header cannot wrap around
-    if any(axis < 0 for axis in shape) or stream.tell() + count * dtype.itemsize != size:
-        raise PlanError(
-            f"{what} promises more or less than it holds",
-            expected=f"{count * dtype.itemsize} bytes for shape {shape}",
-            got=f"{size - stream.tell()} bytes",
-            hint="the file is damaged; write it again",
-        )
-    values = np.frombuffer(stream.read(count * dtype.itemsize), dtype=dtype, count=count)
-    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 
 def _fit(values: Array, spec: TensorSpec, what: str, *, allow_nan: bool) -> Array:
