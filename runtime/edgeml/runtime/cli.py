@@ -106,6 +106,8 @@ def is_bundle(path: Path) -> bool:
         return path.suffix != ".mlpackage"
     if path.suffix == ".edgeml":
         return True
+    if not path.is_file():  # nothing to look into; opening a FIFO would wait for a writer
+        return False
     try:
         with path.open("rb") as file:
             return file.read(43)[30:] == b"manifest.json"

@@ -36,7 +36,23 @@ STABLEHLO_DYNAMIC_SLICE STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD STABLEHLO_I
 STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE
 STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT STABLEHLO_CASE
 """
+PATIENCE: Final = 4  # a reader may look at a list more than once, and writers share equal vectors
 OPERATORS: Final = tuple(_OPERATOR_NAMES.split())  # by their number in the schema
+
+
+class _Patience:
+    """How many more tables and elements may be read: as many as the file has room for if no two share a byte.
+
+    Offsets that all lead to one place make a small file as long to read as one likes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ModelError("not a TFLite model: its tables share their bytes")
 
 
 class Table:
@@ -46,11 +62,13 @@ class Table:
         ModelError: from every method, where an offset leaves the file.
     """
 
-    def __init__(self, data: bytes, position: int) -> None:
+    def __init__(self, data: bytes, position: int, patience: _Patience) -> None:
+        self._patience = patience
         self._data = data
         self._position = position
         vtable = position - _unpack(data, "<i", position)
         size = _unpack(data, "<H", vtable)
+        patience.take(max(2, size // 2))
         self._fields = [_unpack(data, "<H", vtable + 4 + 2 * i) for i in range(max(0, (size - 4) // 2))]
 
     def integer(self, field: int, kind: str = "<i", default: int = 0) -> int:
@@ -59,32 +77,37 @@ class Table:
 
     def table(self, field: int) -> Table | None:
         at = self._at(field)
-        return None if at is None else Table(self._data, at + _unpack(self._data, "<I", at))
+        return None if at is None else Table(self._data, at + _unpack(self._data, "<I", at), self._patience)
 
     def tables(self, field: int) -> list[Table]:
-        start, count = self._vector(field)
+        start, count = self._read_vector(field)
         offsets = [(start + 4 * i, _unpack(self._data, "<I", start + 4 * i)) for i in range(count)]
-        return [Table(self._data, at + offset) for at, offset in offsets]
+        return [Table(self._data, at + offset, self._patience) for at, offset in offsets]
 
     def length(self, field: int) -> int:
         return self._vector(field)[1]
 
     def text(self, field: int) -> str:
-        start, count = self._vector(field)
+        start, count = self._read_vector(field)
         return self._data[start : start + count].decode("utf-8", "replace")
 
     def integers(self, field: int, kind: str = "i") -> list[int]:
-        start, count = self._vector(field)
+        start, count = self._read_vector(field)
         return list(_unpack_all(self._data, f"<{count}{kind}", start))
 
     def floats(self, field: int) -> list[float]:
-        start, count = self._vector(field)
+        start, count = self._read_vector(field)
         return list(_unpack_all(self._data, f"<{count}f", start))
 
     def _at(self, field: int) -> int | None:
         if field >= len(self._fields) or self._fields[field] == 0:
             return None
         return self._position + self._fields[field]
+
+    def _read_vector(self, field: int) -> tuple[int, int]:
+        start, count = self._vector(field)
+        self._patience.take(count)
+        return start, count
 
     def _vector(self, field: int) -> tuple[int, int]:
         """Where the elements start, and how many there are."""
@@ -106,7 +129,7 @@ def root(data: bytes) -> Table:
     """
     if data[4:8] != b"TFL3":
         raise ModelError("not a TFLite model", expected="b'TFL3' at byte 4", got=repr(data[4:8]))
-    return Table(data, _unpack(data, "<I", 0))
+    return Table(data, _unpack(data, "<I", 0), _Patience(PATIENCE * len(data)))
 
 
 def _unpack(data: bytes, kind: str, position: int) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,8 @@ from edgeml.wire.errors import ModelError
 from edgeml.wire.manifest import Format, Quantization
 
 FILE_LIMIT_BYTES: Final = 2**31
+SPECIFICATION_LIMIT_BYTES: Final = 2**28  # of a Core ML program: its weights stand in a file of their own
+RANK_LIMIT: Final = 32  # a longer shape only serves to make its product slow
 _DEPTH_LIMIT: Final = 32  # graphs within graphs
 _ONNX_TYPES: Final = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool", 10: "float16",
@@ -81,12 +85,16 @@ def read_model_file(path: Path) -> bytes:
     try:
         if path.is_dir():
             return _archive(path)
+        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would hold the reader, a device would never end
+            raise ModelError(f"{str(path)!r} is no regular file")
         size = path.stat().st_size
         if size > FILE_LIMIT_BYTES:
             raise ModelError(f"{str(path)!r} is too large", expected=f"at most {FILE_LIMIT_BYTES} bytes", got=str(size))
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def inspect_model(data: bytes) -> ModelFacts:
@@ -152,9 +160,15 @@ def _count_onnx_node(node: memoryview, tally: _Tally, depth: int) -> None:
 
 def _count_onnx_tensor(tensor: memoryview, tally: _Tally) -> None:
     dtype = _ONNX_TYPES.get(integer(tensor, 2) or 0, "unknown")
-    tally.weights[dtype] += math.prod(integers(tensor, 1))
+    tally.weights[dtype] += _elements(integers(tensor, 1))
     if integer(tensor, 14) == 1:
         tally.notes.add("weights are kept in other files: a session refuses it")
+
+
+def _elements(shape: Sequence[int]) -> int:
+    if len(shape) > RANK_LIMIT:
+        raise ModelError("a tensor of the model", expected=f"at most {RANK_LIMIT} axes", got=str(len(shape)))
+    return math.prod(shape)
 
 
 def _onnx_value(value: memoryview) -> TensorFacts:
@@ -185,7 +199,7 @@ def _inspect_tflite(data: bytes) -> ModelFacts:
             tally.ops[codes[index] if index < len(codes) else f"#{index}"] += 1
         for tensor in graph.tables(0):
             if tensor.integer(2, "<I") in filled:
-                tally.weights[_tflite_dtype(tensor)] += math.prod(tensor.integers(0))
+                tally.weights[_tflite_dtype(tensor)] += _elements(tensor.integers(0))
     tensors = graphs[0].tables(0)
 
     def named(indices: list[int]) -> tuple[TensorFacts, ...]:
@@ -226,10 +240,12 @@ def _inspect_coreml(data: bytes) -> ModelFacts:
             name = next((entry for entry in package.namelist() if entry.endswith(".mlmodel")), None)
             if name is None:
                 raise ModelError("not a packed .mlpackage", expected="a .mlmodel file inside", got="none")
-            if package.getinfo(name).file_size > FILE_LIMIT_BYTES:
-                raise ModelError(f"{name!r} in the package is too large")
+            size = package.getinfo(name).file_size
+            if size > SPECIFICATION_LIMIT_BYTES:
+                expected = f"at most {SPECIFICATION_LIMIT_BYTES} bytes"
+                raise ModelError(f"{name!r} unpacks to too much", expected=expected, got=str(size))
             spec = memoryview(package.read(name))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"not a packed .mlpackage: {error}") from error
     description = message(spec, 2) or memoryview(b"")
     tally = _Tally()
@@ -254,9 +270,7 @@ def _count_mil_output(operation: memoryview, kind: str, tally: _Tally) -> None:
     """Count a constant by the dtype it is stored in; a `constexpr` operation unpacks int8 or a palette."""
     for named in messages(operation, 3):
         tensor = message(message(named, 2) or memoryview(b""), 1) or memoryview(b"")
-        elements = 1
-        for dimension in messages(tensor, 3):
-            elements *= integer(message(dimension, 1) or memoryview(b""), 1) or 1
+        elements = _elements([integer(message(d, 1) or memoryview(b""), 1) or 1 for d in messages(tensor, 3)])
         dtype = _MIL_TYPES.get(integer(tensor, 1) or 0, "unknown")
         if dtype != "string":
             tally.weights["int8" if kind.startswith("constexpr_affine") else dtype] += elements
@@ -269,7 +283,9 @@ def _coreml_feature(feature: memoryview) -> TensorFacts:
 
 def _archive(folder: Path) -> bytes:
     """The specification of an `.mlpackage` folder as an archive; its weights are not needed to look at it."""
-    specifications = sorted(folder.rglob("*.mlmodel"))
+    specifications = sorted(path for path in folder.rglob("*.mlmodel") if path.is_file() and not path.is_symlink())
+    if sum(path.stat().st_size for path in specifications) > SPECIFICATION_LIMIT_BYTES:
+        raise ModelError(f"{str(folder)!r} is too large", expected=f"at most {SPECIFICATION_LIMIT_BYTES} bytes", got="more")
     if not specifications:
         raise ModelError(f"{str(folder)!r} is neither a bundle nor an .mlpackage")
     packed = io.BytesIO()
