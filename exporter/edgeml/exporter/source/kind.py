@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
+import stat
 from pathlib import Path
 from typing import Final
 
+from edgeml.exporter.source.archive import file_names
 from edgeml.exporter.source.model import Kind, SourceRef
 from edgeml.wire.errors import EdgemlError, ModelError, UnsupportedError
 
@@ -38,18 +39,22 @@ def locate(text: str, *, trust: bool = False, example: str | None = None, seed: 
 
 
 def _kind(path: Path, *, trust: bool) -> Kind:
-    if path.is_dir():
-        if (path / "saved_model.pb").is_file():
-            return "savedmodel"
-        raise ModelError(f"folder {str(path)!r} is not a SavedModel", expected="saved_model.pb in it", got="none")
-    if not path.is_file():
-        raise ModelError(f"no file {str(path)!r}")
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _folder_kind(path)
+        if not stat.S_ISREG(mode):  # a FIFO would hold the reader, a device would never end
+            raise ModelError(f"{str(path)!r} is no regular file")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(f"no file {str(path)!r}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if head.startswith(HDF5_MAGIC):
         return "keras-h5"
     if head.startswith(ZIP_MAGIC):
-        return _zip_kind(path)
+        return _zip_kind(path, trust=trust)
     if path.suffix == ".onnx" and head:
         return "onnx"
     if trust and head.startswith(PICKLE_MAGIC) and path.suffix in PICKLED_BY_TORCH:
@@ -72,16 +77,29 @@ def _refusal(path: Path, head: bytes) -> EdgemlError:
     return ModelError(f"{str(path)!r} is no model known here", expected=KNOWN)
 
 
-def _zip_kind(path: Path) -> Kind:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ModelError(f"{str(path)!r} is truncated or damaged: {error}", hint="fetch or save it again") from error
+def pickle_refusal(path: Path) -> ModelError:
+    return ModelError(
+        f"{path.name!r} is a pickle: loading it may run code",
+        hint="pass --trust if you wrote it, or save it with torch.export.save(…, 'model.pt2')",
+    )
+
+
+def _folder_kind(path: Path) -> Kind:
+    if (path / "saved_model.pb").is_file():
+        return "savedmodel"
+    raise ModelError(f"folder {str(path)!r} is not a SavedModel", expected="saved_model.pb in it", got="none")
+
+
+def _zip_kind(path: Path, *, trust: bool) -> Kind:
+    names = file_names(path)
     if "config.json" in names and "metadata.json" in names:
         return "keras"
     if any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names):
         return "torch-pt2"
     if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
+        if not trust:
+            raise pickle_refusal(path)
         return "torchscript"
+    if "manifest.sha256" in names:
+        raise ModelError(f"{str(path)!r} is a bundle, which was exported already", hint="look at it with `edgeml inspect`")
     raise ModelError(f"{str(path)!r} is a zip, but no model known here", expected=KNOWN)

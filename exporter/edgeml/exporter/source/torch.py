@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.extras import missing
+from edgeml.exporter.source.kind import pickle_refusal
 from edgeml.exporter.source.model import (
     SourceModel,
     SourceRef,
@@ -103,10 +104,7 @@ def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
         arguments, keywords = program.example_inputs or ((), {})
         return program.module(), (*arguments, *keywords.values())
     if not source.trust:
-        raise ModelError(
-            f"{Path(source.path).name!r} is a pickle: loading it may run code",
-            hint="pass --trust if you wrote it, or save it with torch.export.save(…, 'model.pt2')",
-        )
+        raise pickle_refusal(Path(source.path))
     try:
         module = torch.jit.load(source.path, map_location="cpu")
     except RuntimeError:
