@@ -254,7 +254,7 @@ class Demo:
         if watched == 0 or sources != {"device"}:
             raise EnvironmentProblem(f"expected answers from the device alone, got {watched} from {sorted(sources)}")
         self.narrator.say(
-            f"cloud killed: {watched} answers in {ANSWERS_WATCHED_S:.0f} s, all from the device, slowest {slowest:.0f} ms"
+            f"cloud killed: {watched} answers in {ANSWERS_WATCHED_S:.0f} s, all from the device, slowest {slowest:.1f} ms"
         )
         self.lines.append(
             f"The cloud helped with a doubtful sample; killed, it was not missed: {watched} of {watched} answers came."
