@@ -34,6 +34,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
+    signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel or TFLite file.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop, name=name,
         version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache,
+        cache=not no_cache, signature=signature,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

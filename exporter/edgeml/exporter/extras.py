@@ -22,6 +22,8 @@ SOURCES: Final[dict[Family, tuple[str, ...]]] = {
     "tensorflow": ("tensorflow", "keras", "tf_keras", "h5py"),
     "torch": ("torch",),
     "onnx": ("onnx", "onnxruntime"),
+    "tflite": ("ai_edge_litert",),
+    "sklearn": ("sklearn", "skl2onnx", "torch"),
 }
 ROUTES: Final[dict[tuple[Family, Format], tuple[str, ...]]] = {
     ("tensorflow", "onnx"): ("tf2onnx",),
@@ -29,6 +31,10 @@ ROUTES: Final[dict[tuple[Family, Format], tuple[str, ...]]] = {
     ("onnx", "onnx"): ("onnxslim",),
     ("torch", "tflite"): ("litert_torch",),
     ("onnx", "tflite"): ("torch", "litert_torch"),
+    ("tflite", "onnx"): ("tensorflow", "tf2onnx"),
+    ("tflite", "coreml"): ("tensorflow", "tf2onnx", "onnx"),
+    ("sklearn", "onnx"): ("onnxscript",),
+    ("sklearn", "tflite"): ("litert_torch",),
 }
 FORMATS: Final[dict[Format, tuple[str, ...]]] = {
     "onnx": ("onnx", "onnxruntime"),

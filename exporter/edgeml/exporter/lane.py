@@ -12,7 +12,7 @@ import msgspec
 
 from edgeml.exporter.artifact import Judged, Trial
 from edgeml.exporter.cache import Cache
-from edgeml.exporter.outcome import Made, key_number, unmade, verdict_error
+from edgeml.exporter.outcome import Made, key_number, no_way_back, unmade, verdict_error
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.source import SourceRef
 from edgeml.exporter.step import Step
@@ -37,7 +37,7 @@ class Lane:
     """`source` is the worker that holds the model, `judge` the one that runs the format.
 
     `depends` is what a job on the source depends on (`None`: unknown, nothing is kept), `calibrated` the calibration samples'
-    sha256.
+    sha256, `stored` the precision of the source's own tensors.
     """
 
     format: Format
@@ -51,9 +51,15 @@ class Lane:
     trial: Trial
     depends: Mapping[str, object] | None
     calibrated: str
+    stored: Precision
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What is made: what was asked for, or of a quantized source, if nothing special was, what it holds."""
+        return (self.stored,) if self.plan.precisions == ("fp32",) else self.plan.precisions
 
     def convert(self, cache: Cache | None = None) -> Converted:
-        """The source as fp32; by `cache`, or the export's."""
+        """The source as fp32, or in its own precision; by `cache`, or the export's."""
         out = self.folder / f"fp32.{self.format}"
         with self.step(f"{self.format} convert") as step:
             notes, kept = (cache or self.cache).call(
@@ -67,21 +73,24 @@ class Lane:
         """Every precision of the plan, from fp32 to the smallest. A failure is in what is made; it stops no other lane."""
         try:
             converted = conversion.result()
-            whole = self._judged("fp32", converted.model, converted.notes)
+            whole = self._judged(self.stored, converted.model, converted.notes)
             if converted.kept and not whole.passed:  # the source changed in a way that its fingerprint does not see
                 converted = self.convert(Cache(None))
-                whole = self._judged("fp32", converted.model, converted.notes)
+                whole = self._judged(self.stored, converted.model, converted.notes)
         except EdgemlError as refusal:
-            return [Made(self.format, precision, None, None, refusal) for precision in self.plan.precisions]
+            return [Made(self.format, precision, None, None, refusal) for precision in self.precisions]
         made = [whole]
-        for precision in self.plan.precisions:
-            if precision == "fp32":
+        for precision in self.precisions:
+            if precision == self.stored:
+                continue
+            if self.stored != "fp32":
+                made.append(Made(self.format, precision, None, None, no_way_back(self.stored, precision)))
                 continue
             if not whole.passed or whole.judged is None:
                 made.append(Made(self.format, precision, None, None, unmade(whole)))
                 continue
             made.append(self._quantized(precision, converted.model, whole.judged))
-        return [one for one in made if one.precision in self.plan.precisions]
+        return [one for one in made if one.precision in self.precisions]
 
     def _quantized(self, precision: Precision, model: Path, whole: Judged) -> Made:
         out = self.folder / f"{precision}.{self.format}"

@@ -75,6 +75,14 @@ def unmade(whole: Made) -> EdgemlError:
     return type(error)(f"not made, since {whole.format} fp32 failed: {error}") if type(error) in PLAIN else error
 
 
+def no_way_back(stored: Precision, asked: Precision) -> UnsupportedError:
+    """Why nothing of another precision is made from a file that was quantized before."""
+    return UnsupportedError(
+        f"the source's own numbers are {stored}; no {asked} form can be made from them",
+        hint=f"export the float model that it was made from, or leave {asked} out of --precision",
+    )
+
+
 def artifact_report(made: Made) -> ArtifactReport:
     error = str(made.error) if made.error is not None else None
     if made.judged is None:

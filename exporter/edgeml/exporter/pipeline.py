@@ -94,7 +94,10 @@ class _Run:
         self.known = ""  # the source's fingerprint, once it was read
         self.calibrated = ""  # the calibration samples' sha256, once they were
         example = plan.calib or plan.evaluation
-        self.ref = locate(plan.source, trust=plan.trust, example=str(example) if example else None, seed=plan.seed)
+        self.stored: Precision = "fp32"  # what the source's own tensors hold
+        self.ref = locate(
+            plan.source, trust=plan.trust, example=str(example) if example else None, seed=plan.seed, signature=plan.signature
+        )
         require(self.ref.family, plan.formats, plan.precisions)
         self.source = stack.enter_context(_source_worker(self.ref, folder, plan.time_limit_s))
         self.judges = {
@@ -120,12 +123,16 @@ class _Run:
         if not kept and set(self.plan.precisions) != {"fp32"}:
             for format_, worker in self.judges.items():
                 self.lanes.submit(_warm, worker, "tools", format_)
-        self.known = model.fingerprint
+        self.known, self.stored = model.fingerprint, model.stored
+        if model.kind != self.ref.kind:  # what a factory builds shows when it has run
+            self.ref = msgspec.structs.replace(self.ref, kind=model.kind)
+            require(self.ref.family, self.plan.formats, self.plan.precisions)
         return model
 
     def _depends(self, **more: object) -> dict[str, object] | None:
         """What a job on the source depends on."""
-        told = {"source": self.known, "kind": self.ref.kind, "factory": self.ref.factory, "seed": self.ref.seed}
+        told = {key: value for key, value in msgspec.to_builtins(self.ref).items() if key not in {"path", "example", "trust"}}
+        told |= {"source": self.known}
         return {**told, **more} if self.known else None
 
     def reference(self, model: SourceModel, data: Data) -> dict[str, Array]:
@@ -135,7 +142,7 @@ class _Run:
             ParityError: they are not finite, so there is nothing to agree with.
         """
         # A factory may read what no fingerprint covers: it is asked anew, so that a conversion that is out of date shows.
-        depends = None if self.ref.kind == "torch" else self._depends(samples=data.judging.sha256)
+        depends = None if self.ref.factory is not None else self._depends(samples=data.judging.sha256)
         with self.step("run the source") as step:
             write_arrays(self.folder / "judging.npz", [data.judging.inputs[name] for name in names(model.signature.inputs)])
             _, kept = self.cache.call(
@@ -199,7 +206,7 @@ class _Run:
     def _lane(self, format_: Format, trial: Trial) -> Lane:
         return Lane(
             format_, self.plan, self.ref, self.folder, self.source, self.judges[format_], self.cache, self.step, trial,
-            self._depends(), self.calibrated,
+            self._depends(), self.calibrated, self.stored,
         )  # fmt: skip
 
     def manifest(self, subject: Subject, made: Sequence[Made]) -> Manifest | None:

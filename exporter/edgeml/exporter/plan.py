@@ -47,6 +47,7 @@ class ExportPlan:
     trust: bool = False
     time_limit_s: float = 600.0
     cache: bool = True
+    signature: str | None = None
 
     @property
     def bundle(self) -> Path:
@@ -59,6 +60,7 @@ class ExportPlan:
             "precisions": ",".join(self.precisions),
             "max_drop": "any" if self.max_drop is None else f"{self.max_drop:g}",
             "task": self.task,
+            **({"signature": self.signature} if self.signature is not None else {}),
         }
 
 
@@ -79,6 +81,7 @@ def make_plan(
     trust: bool = False,
     time_limit_s: float = 600.0,
     cache: bool = True,
+    signature: str | None = None,
 ) -> ExportPlan:
     """Check what was typed.
 
@@ -88,7 +91,7 @@ def make_plan(
     formats = _choices("--to", to, FORMATS)
     precisions = _choices("--precision", precision, PRECISIONS)
     static = [format_ for format_ in formats if format_ in STATIC]
-    if "int8" in precisions and static and calib is None:
+    if "int8" in precisions and static and calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
         raise PlanError(
             f"int8 for {' and '.join(static)} needs activation ranges",
             hint="give samples with --calib FILE.npz, or leave int8 out of --precision",
@@ -120,6 +123,7 @@ def make_plan(
         trust=trust,
         time_limit_s=time_limit_s,
         cache=cache,
+        signature=signature,
     )
 
 

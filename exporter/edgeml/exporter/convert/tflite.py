@@ -13,12 +13,11 @@ import msgspec
 
 from edgeml.exporter.convert.onnx import free_name, unsupported
 from edgeml.exporter.source.model import SourceRef
+from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 from edgeml.wire.manifest import Signature
 
-IDENTIFIER: Final = b"TFL3"
 RUNTIME_VERSION: Final = b"min_runtime_version"  # the one entry of the metadata that says what a device needs
-ALIGNMENT: Final = 16  # bytes, of every buffer
 PREFIX: Final = re.compile(r"^(?:StatefulPartitionedCall/|serving_default_|model/)+")
 POSITION: Final = re.compile(r"(?:serving_default_)?args_(\d+):0|Identity(?:_(\d+))?|StatefulPartitionedCall:(\d+)")
 MISSING: Final = re.compile(r"(?:TF Select|Custom) ops: ([\w, ]+)|op '?tf\.(\w+)'?|'tf\.(\w+)' op")
@@ -63,6 +62,25 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
 
 
 from_onnx = from_torch
+from_sklearn = from_torch
+
+
+def from_tflite(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the TFLite file as it was given; gives notes."""
+    from edgeml.exporter.source.tflite import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    if model.stored == "fp32" and _repeats(model.model):
+        Path(out).write_bytes(canonical(model.model, model.signature))
+        return ["the file is its own source; tensors that shared a name were given names of their own"]
+    Path(out).write_bytes(model.model)
+    return ["the file is its own source: it is packed as it was given, and compared with itself"]
+
+
+def _repeats(model: bytes) -> bool:
+    """Whether tensors share a name: ranges and layers are told apart by names."""
+    found = [tensor.name for graph in parse_model(model).subgraphs for tensor in graph.tensors]
+    return len(set(found)) < len(found)
 
 
 def canonical(model: bytes, signature: Signature) -> bytes:
@@ -71,9 +89,7 @@ def canonical(model: bytes, signature: Signature) -> bytes:
     Which tensor is which is read from the converters' own names; where those say nothing the name stays, and the bindings are
     proved by value in any case. Weights keep the 16-byte alignment that the schema asks for.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
-    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    parsed = parse_model(model)
     graph = parsed.subgraphs[0]
     taken: set[str] = set()
     known: dict[int, str] = {}
@@ -91,7 +107,7 @@ def canonical(model: bytes, signature: Signature) -> bytes:
             entry.name = graph.tensors[entry.tensorIndex].name
     parsed.description = b""
     parsed.metadata = [entry for entry in parsed.metadata or () if entry.name == RUNTIME_VERSION]
-    return _packed(parsed)
+    return pack_model(parsed)
 
 
 def _place(name: str, names: list[str]) -> int | None:
@@ -109,23 +125,3 @@ def _short(name: str) -> str:
     """One readable part of a fused tensor's name: `a/Relu;b/BiasAdd;6468;b/Conv2D1` gives `b/Conv2D1`."""
     parts = [part for part in name.split(";") if part and not part.isdigit() and not part.endswith("resource")]
     return PREFIX.sub("", parts[-1] if parts else name) or "tensor"
-
-
-def _packed(parsed: Any) -> bytes:
-    import flatbuffers  # type: ignore[import-untyped]  # ships no annotations
-
-    class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # the library is untyped
-        """The generated code forgets `force_align: 16` on buffers; kernels read weights in such steps."""
-
-        def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802 - the library's name
-            if x.dtype != "uint8":
-                return super().CreateNumpyVector(x)
-            self.StartVector(1, x.size, ALIGNMENT)
-            head = self.head = self.Head() - x.size
-            self.Bytes[head : head + x.size] = x.tobytes()
-            self.vectorNumElems = x.size
-            return self.EndVector()
-
-    builder = Aligned(1 << 16)
-    builder.Finish(parsed.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())

@@ -8,22 +8,26 @@ from typing import Final
 
 from edgeml.exporter.source.archive import file_names
 from edgeml.exporter.source.model import Kind, SourceRef
-from edgeml.wire.errors import EdgemlError, ModelError, UnsupportedError
+from edgeml.wire.errors import EdgemlError, ModelError, PlanError
 
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC: Final = b"PK\x03\x04"
 TFLITE_MAGIC: Final = b"TFL3"  # at byte 4, after the flatbuffer's root offset
 PICKLE_MAGIC: Final = b"\x80"  # protocol 2 and later
 PICKLED_BY_TORCH: Final = frozenset({".pt", ".pth"})  # before torch 1.6, without a zip around them
-KNOWN: Final = ".h5, .keras, a SavedModel folder, file.py:factory, .pt2, .onnx"
+PICKLED_BY_SKLEARN: Final = frozenset({".pkl", ".pickle", ".joblib"})
+SIGNED: Final[frozenset[Kind]] = frozenset({"savedmodel", "tflite"})  # kinds that may hold several signatures
+KNOWN: Final = ".h5, .keras, a SavedModel folder, file.py:factory, .pt2, .onnx, .tflite, .joblib"
 
 
-def locate(text: str, *, trust: bool = False, example: str | None = None, seed: int = 0) -> SourceRef:
-    """Find the source named on a command line: a path, or `file.py:factory`.
+def locate(
+    text: str, *, trust: bool = False, example: str | None = None, seed: int = 0, signature: str | None = None
+) -> SourceRef:
+    """Find the source named on a command line: a path, or `file.py:factory`. A factory's kind shows when it has run.
 
     Raises:
         ModelError: missing, empty, truncated, or nothing known.
-        UnsupportedError: known, and not a source yet.
+        PlanError: a signature was named for a kind of source that has only one.
     """
     stem, colon, factory = text.rpartition(":")
     if colon and stem.endswith(".py"):
@@ -31,11 +35,18 @@ def locate(text: str, *, trust: bool = False, example: str | None = None, seed: 
             raise ModelError(f"no file {stem!r}")
         if not factory.isidentifier():
             raise ModelError(f"factory {factory!r} is not a function name", hint="write file.py:function")
-        return SourceRef(stem, "torch", factory, trust=trust, example=example, seed=seed)
+        return _signed(SourceRef(stem, "torch", factory, trust=trust, example=example, seed=seed, signature=signature))
     path = Path(text)
     if text.endswith(".py"):
         raise ModelError(f"{text!r} is Python code", hint="name the function that builds the model: file.py:function")
-    return SourceRef(text, _kind(path, trust=trust), trust=trust, example=example, seed=seed)
+    kind = _kind(path, trust=trust)
+    return _signed(SourceRef(text, kind, trust=trust, example=example, seed=seed, signature=signature))
+
+
+def _signed(ref: SourceRef) -> SourceRef:
+    if ref.signature is not None and ref.kind not in SIGNED:
+        raise PlanError("--signature is for SavedModel and TFLite sources", hint="leave it out")
+    return ref
 
 
 def _kind(path: Path, *, trust: bool) -> Kind:
@@ -55,8 +66,12 @@ def _kind(path: Path, *, trust: bool) -> Kind:
         return "keras-h5"
     if head.startswith(ZIP_MAGIC):
         return _zip_kind(path, trust=trust)
+    if head[4:8] == TFLITE_MAGIC:
+        return "tflite"
     if path.suffix == ".onnx" and head:
         return "onnx"
+    if trust and head and path.suffix in PICKLED_BY_SKLEARN:
+        return "sklearn"  # joblib may have compressed it, so the first bytes say nothing
     if trust and head.startswith(PICKLE_MAGIC) and path.suffix in PICKLED_BY_TORCH:
         return "torchscript"
     raise _refusal(path, head)
@@ -65,14 +80,14 @@ def _kind(path: Path, *, trust: bool) -> Kind:
 def _refusal(path: Path, head: bytes) -> EdgemlError:
     if not head:
         return ModelError(f"{str(path)!r} is empty")
-    if head[4:8] == TFLITE_MAGIC:
-        return UnsupportedError(f"{str(path)!r} is a TFLite file: not yet a source", hint="export the model it was made from")
-    if head.startswith(PICKLE_MAGIC) or path.suffix in {".pkl", ".pickle", ".joblib"}:
+    if path.suffix in PICKLED_BY_SKLEARN:
+        return ModelError(f"{str(path)!r} is a pickle: loading it may run code", hint="pass --trust if you wrote it")
+    if head.startswith(PICKLE_MAGIC):
         return ModelError(
             f"{str(path)!r} is a pickle: loading it may run code",
             hint="give file.py:factory that builds the module and loads it",
         )
-    if path.suffix in {".h5", ".hdf5", ".keras", ".pt2", ".pt", ".pth"}:
+    if path.suffix in {".h5", ".hdf5", ".keras", ".pt2", ".pt", ".pth", ".tflite"}:
         return ModelError(f"{str(path)!r} is truncated or not what its name says", hint="fetch or save it again")
     return ModelError(f"{str(path)!r} is no model known here", expected=KNOWN)
 

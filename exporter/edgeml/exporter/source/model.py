@@ -12,11 +12,13 @@ import msgspec
 import numpy as np
 
 from edgeml.runtime.backends import Array
-from edgeml.wire.errors import ModelError
-from edgeml.wire.manifest import BATCH, Count, Sha256, Signature, TensorSpec
+from edgeml.wire.errors import ModelError, PlanError
+from edgeml.wire.manifest import BATCH, Count, Precision, Sha256, Signature, TensorSpec
 
-Kind = Literal["keras-h5", "keras", "savedmodel", "torch", "torch-pt2", "torchscript", "onnx"]
-Family = Literal["tensorflow", "torch", "onnx"]
+Kind = Literal[
+    "keras-h5", "keras", "savedmodel", "torch", "torch-pt2", "torchscript", "onnx", "tflite", "sklearn", "sklearn-py"
+]
+Family = Literal["tensorflow", "torch", "onnx", "tflite", "sklearn"]
 """Which framework runs the source, hence which worker."""
 
 FAMILY: Final[dict[Kind, Family]] = {
@@ -27,14 +29,22 @@ FAMILY: Final[dict[Kind, Family]] = {
     "torch-pt2": "torch",
     "torchscript": "torch",
     "onnx": "onnx",
+    "tflite": "tflite",
+    "sklearn": "sklearn",
+    "sklearn-py": "sklearn",
 }
-WHOLE: Final[frozenset[Kind]] = frozenset({"keras-h5", "keras", "savedmodel", "torch-pt2", "torchscript"})
+WHOLE: Final[frozenset[Kind]] = frozenset({"keras-h5", "keras", "savedmodel", "torch-pt2", "torchscript", "tflite", "sklearn"})
 """Kinds whose file or folder holds all there is to the model."""
+DEFAULT_SIGNATURE: Final = "serving_default"
 CHUNK_BYTES: Final = 1 << 20
 
 
 class SourceRef(msgspec.Struct, frozen=True):
-    """A model on disk. `factory` names the callable of a torch source; `example` is an .npz whose samples give shapes."""
+    """A model on disk.
+
+    `factory` names the callable of a Python file, `example` an .npz whose samples give shapes, `signature` one of several ways
+    to call the model.
+    """
 
     path: str
     kind: Kind
@@ -42,6 +52,7 @@ class SourceRef(msgspec.Struct, frozen=True):
     trust: bool = False
     example: str | None = None
     seed: int = 0
+    signature: str | None = None
 
     @property
     def family(self) -> Family:
@@ -51,7 +62,8 @@ class SourceRef(msgspec.Struct, frozen=True):
 class SourceModel(msgspec.Struct, frozen=True):
     """A source that was loaded once: its contract and identity. `notes` is for the report, `metadata` came with the file.
 
-    `fingerprint` is a digest of all that its conversion depends on: code and files beside the source too.
+    `fingerprint` is a digest of all that its conversion depends on: code and files beside the source too. `stored` is the
+    precision of the source's own tensors: a quantized file has no other one.
     """
 
     kind: Kind
@@ -63,6 +75,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     libraries: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    stored: Precision = "fp32"
 
 
 def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:
@@ -110,6 +123,24 @@ def stack_ones(signature: Signature) -> Signature:
     return Signature(inputs, outputs)
 
 
+def choose_signature(asked: str | None, found: Sequence[str], what: str) -> str | None:
+    """The name of the signature to export: what was asked for, else the default, else the only one; `None` if there are none.
+
+    Raises:
+        PlanError: it is not there, or nothing says which of several.
+    """
+    listed = ", ".join(sorted(found)) or "none"
+    if asked is not None:
+        if asked not in found:
+            raise PlanError(f"{what!r} has no signature {asked!r}", expected="one of its own", got=listed)
+        return asked
+    if DEFAULT_SIGNATURE in found or not found:
+        return DEFAULT_SIGNATURE if found else None
+    if len(found) > 1:
+        raise PlanError(f"{what!r} has several signatures: {listed}", hint="choose one with --signature NAME")
+    return found[0]
+
+
 def identity(path: Path) -> tuple[str, int]:
     """(sha256, bytes) of a file, or of a folder by its sorted relative names and their digests."""
     if path.is_file():
@@ -131,7 +162,8 @@ def fingerprint(ref: SourceRef) -> dict[str, object] | None:
     if ref.kind not in WHOLE:
         return None
     example = identity(Path(ref.example))[0] if ref.example is not None and ref.family == "torch" else None
-    return {"kind": ref.kind, "source": identity(Path(ref.path)), "trust": ref.trust, "seed": ref.seed, "example": example}
+    told = {"kind": ref.kind, "trust": ref.trust, "seed": ref.seed, "example": example, "signature": ref.signature}
+    return {**told, "source": identity(Path(ref.path))}
 
 
 def refuse_non_finite(weights: Iterable[tuple[str, Array]]) -> None:

@@ -23,6 +23,7 @@ from edgeml.exporter.source.model import (
     SourceModel,
     SourceRef,
     batched,
+    choose_signature,
     feed,
     gather,
     identity,
@@ -51,6 +52,7 @@ class TfModel:
     call: Callable[[Sequence[Any]], Sequence[Any]]
     weights: tuple[tuple[str, Array], ...]
     any_batch: bool
+    notes: tuple[str, ...] = ()
 
 
 def _tensorflow() -> Any:
@@ -162,12 +164,10 @@ def _load_saved(source: SourceRef) -> TfModel:
     tf = _tensorflow()
     loaded = tf.saved_model.load(source.path)
     signatures = dict(loaded.signatures)
-    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
-    if name is None or (name != "serving_default" and len(signatures) > 1):
+    name = choose_signature(source.signature, list(signatures), Path(source.path).name)
+    if name is None:
         raise UnsupportedError(
-            "a SavedModel without a default signature",
-            expected="'serving_default'",
-            got=", ".join(sorted(signatures)) or "none",
+            "a SavedModel without a signature", hint="save it with tf.saved_model.save(model, folder, signatures=…)"
         )
     function = signatures[name]
     if not source.trust and (touching := _machine_ops(function)):
@@ -184,7 +184,8 @@ def _load_saved(source: SourceRef) -> TfModel:
     signature = Signature(inputs, outputs)
     any_batch = batched(signature)
     weights = tuple((variable.name, np.asarray(variable.numpy())) for variable in function.variables)
-    return TfModel(stack_ones(signature), call, weights, any_batch)
+    notes = (f"Signature {name!r} of {', '.join(map(repr, sorted(signatures)))}.",) if len(signatures) > 1 else ()
+    return TfModel(stack_ones(signature), call, weights, any_batch, notes)
 
 
 def _machine_ops(function: Any) -> str | None:
@@ -254,7 +255,9 @@ def describe(source: dict[str, Any]) -> Any:
     libraries = {"tensorflow": version("tensorflow")}
     if ref.kind != "savedmodel":
         libraries |= {"keras": version("keras"), "tf_keras": version("tf_keras")}
-    described = SourceModel(ref.kind, model.signature, digest, size, libraries=libraries, fingerprint=digest)
+    described = SourceModel(
+        ref.kind, model.signature, digest, size, libraries=libraries, notes=model.notes, fingerprint=digest
+    )
     return msgspec.to_builtins(described)
 
 
