@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeml.exporter.source import SourceRef, locate
 from edgeml.exporter.source import onnx as onnx_source
 from edgeml.exporter.source.model import identity, stack_ones
-from edgeml.wire.errors import EdgemlError, ModelError, UnsupportedError
+from edgeml.wire.errors import EdgemlError, ModelError
 from edgeml.wire.manifest import Signature, TensorSpec
 
 
@@ -41,6 +40,7 @@ def _saved(tmp_path: Path, proto: onnx.ModelProto) -> SourceRef:
         ("a.h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "keras-h5"),
         ("misnamed.bin", b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "keras-h5"),
         ("a.onnx", b"\x08\x0a", "onnx"),
+        ("a.bin", b"\x1c\0\0\0TFL3", "tflite"),
     ],
 )
 def test_content_decides(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
@@ -78,7 +78,8 @@ def test_a_factory_is_a_file_and_a_function(tmp_path: Path) -> None:
         ("m.pt2", b"garbage", ModelError, "truncated"),
         ("m.pkl", b"\x80\x04garbage", ModelError, "is a pickle"),
         ("m.txt", b"hello", ModelError, "no model known here"),
-        ("m.tflite", struct.pack("<I", 28) + b"TFL3", UnsupportedError, "not yet a source"),
+        ("m.joblib", b"\x80\x04garbage", ModelError, "is a pickle: loading it may run code; pass --trust"),
+        ("m.tflite", b"garbage", ModelError, "truncated or not what its name says"),
         ("net.py", b"def make(): ...", ModelError, "name the function"),
     ],
 )

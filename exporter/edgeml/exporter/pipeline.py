@@ -36,7 +36,7 @@ from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, EnvironmentProblem, ParityError, PlanError
-from edgeml.wire.manifest import SCHEMA, Format, Manifest, PostProcessing, SourceFile
+from edgeml.wire.manifest import SCHEMA, Format, Manifest, PostProcessing, Precision, SourceFile
 
 ORDER: Final[tuple[Format, ...]] = ("tflite", "onnx", "coreml")  # of conversion: Core ML's imports take longest
 
@@ -297,8 +297,8 @@ class _Run:
 
 def _source_worker(ref: SourceRef, folder: Path, time_limit_s: float) -> Worker:
     legacy = ref.kind in {"keras-h5", "savedmodel"}
-    # coremltools imports every framework it finds: seconds for one that the source does not need.
-    blocked = ("torch",) if ref.family == "tensorflow" else ("tensorflow", "tf_keras", "keras")
+    # coremltools imports every framework it finds: seconds for one that the source does not need. TFLite needs both.
+    blocked = {"tensorflow": ("torch",), "tflite": ()}.get(ref.family, ("tensorflow", "tf_keras", "keras"))
     environment = {"TF_USE_LEGACY_KERAS": "1"} if legacy else {}
     return Worker("source", folder, environment=environment, blocked=blocked, time_limit_s=time_limit_s)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.convert.onnx import tflite_to_onnx, unsupported
 from edgeml.exporter.mil.package import pack_mlpackage
 from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
@@ -54,6 +54,17 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
 
 
 from_onnx = from_torch
+from_sklearn = from_torch
+
+
+def from_tflite(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the Core ML of a TFLite source, through its ONNX form; gives notes."""
+    from edgeml.exporter.source.onnx import as_tuple_module, zeros
+    from edgeml.exporter.source.tflite import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    module = as_tuple_module(tflite_to_onnx(model))
+    return _write(torch_to_coreml(module, zeros(model.signature)), model.signature, out)
 
 
 def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:

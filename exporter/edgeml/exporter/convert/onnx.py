@@ -7,9 +7,10 @@ names without the counters that converters keep per process. Equal sources give 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -19,9 +20,13 @@ from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature
 
+if TYPE_CHECKING:
+    from edgeml.exporter.source.tflite import TfliteModel
+
 OPSET: Final = 18  # the newest that tf2onnx writes
 IR_VERSION: Final = 10  # readable by ONNX Runtime 1.18 and later
 COUNTER: Final = re.compile(r"__\d+|:\d+$")  # tf2onnx's process-wide counter; TensorFlow's output index
+STANDARD: Final = frozenset({"", "ai.onnx"})
 OPERATOR: Final = re.compile(r"aten[.:]+([\w.]+)|Tensorflow op \[[^\]]*: (\w+)\]|op type (\w+)")
 
 
@@ -86,6 +91,48 @@ def from_onnx(source: dict[str, Any], out: str) -> list[str]:
     copy.CopyFrom(model.proto)
     Path(out).write_bytes(canonical(onnxslim.slim(copy), model.signature))
     return []
+
+
+def from_tflite(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the ONNX of a TFLite source; gives notes."""
+    from edgeml.exporter.source.tflite import load
+
+    model = load(msgspec.convert(source, SourceRef))
+    Path(out).write_bytes(canonical(tflite_to_onnx(model), model.signature, positional=True))
+    return []
+
+
+def tflite_to_onnx(model: TfliteModel) -> Any:
+    """The graph of a float TFLite file by tf2onnx.
+
+    Raises:
+        UnsupportedError: it is quantized, or an operator has no counterpart; it is named.
+    """
+    if model.stored != "fp32":
+        raise UnsupportedError(
+            f"TFLite only, because the file's own numbers are {model.stored}: another engine rounds them differently",
+            hint="export the float model it was made from, or ask for --to tflite",
+        )
+    try:
+        import tf2onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tf2onnx", "keras") from error
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        file.write(model.model)
+        file.flush()
+        try:
+            proto, _ = tf2onnx.convert.from_tflite(file.name, opset=OPSET)
+        except Exception as error:
+            raise unsupported("tf2onnx", error) from error
+    foreign = sorted(
+        {node.op_type for node in proto.graph.node if node.domain not in STANDARD or node.op_type.startswith("TFL_")}
+    )
+    if foreign:
+        raise UnsupportedError(
+            f"TFLite only, because ONNX has no operator for {', '.join(map(repr, foreign))}", hint="ask for --to tflite"
+        )
+    settle(proto.graph)
+    return proto
 
 
 def unsupported(converter: str, error: Exception) -> UnsupportedError | MissingExtraError:

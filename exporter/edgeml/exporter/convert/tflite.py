@@ -72,9 +72,9 @@ def from_tflite(source: dict[str, Any], out: str) -> list[str]:
     model = load(msgspec.convert(source, SourceRef))
     if model.stored == "fp32" and _repeats(model.model):
         Path(out).write_bytes(canonical(model.model, model.signature))
-        return ["the file is its own source; tensors that shared a name were given names of their own"]
+        return ["tensors that shared a name were given names of their own"]
     Path(out).write_bytes(model.model)
-    return ["the file is its own source: it is packed as it was given, and compared with itself"]
+    return ["packed as it was given"]
 
 
 def _repeats(model: bytes) -> bool:

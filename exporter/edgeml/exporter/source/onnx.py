@@ -161,16 +161,15 @@ def _name_batch(signature: Signature) -> Signature:
 
 def as_module(source: SourceRef) -> TorchModel:
     """The graph as a torch module, by our own importer, so that torch's converters take it."""
+    model = load(source)
+    return TorchModel(model.signature, as_tuple_module(model.proto), zeros(model.signature), model.any_batch)
+
+
+def zeros(signature: Signature) -> tuple[Any, ...]:
+    """One sample of zeros for each input."""
     import torch
 
-    from edgeml.exporter.importer import to_torch
-
-    model = load(source)
-    sizes = [_sizes(spec) for spec in model.signature.inputs]
-    examples = tuple(
-        torch.zeros(size, dtype=getattr(torch, spec.dtype)) for size, spec in zip(sizes, model.signature.inputs, strict=True)
-    )
-    return TorchModel(model.signature, _TupleOf(to_torch(model.proto)), examples, model.any_batch)
+    return tuple(torch.zeros(_sizes(spec), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs)
 
 
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:
@@ -182,8 +181,13 @@ def _sizes(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size for size in spec.shape if isinstance(size, int))
 
 
-def _TupleOf(module: Any) -> Any:  # noqa: N802 - makes a module, named like one
+def as_tuple_module(proto: Any) -> Any:
+    """The graph as a torch module that gives a tuple."""
     import torch
+
+    from edgeml.exporter.importer import to_torch
+
+    module = to_torch(proto)
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:

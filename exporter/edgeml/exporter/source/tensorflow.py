@@ -255,9 +255,7 @@ def describe(source: dict[str, Any]) -> Any:
     libraries = {"tensorflow": version("tensorflow")}
     if ref.kind != "savedmodel":
         libraries |= {"keras": version("keras"), "tf_keras": version("tf_keras")}
-    described = SourceModel(
-        ref.kind, model.signature, digest, size, libraries=libraries, notes=model.notes, fingerprint=digest
-    )
+    described = SourceModel(ref.kind, model.signature, digest, size, libraries=libraries, notes=model.notes, fingerprint=digest)
     return msgspec.to_builtins(described)
 
 

@@ -75,13 +75,13 @@ def load(source: SourceRef) -> TfliteModel:
     definitions = {one.signatureKey.decode(): one for one in parsed.signatureDefs or ()}
     chosen = choose_signature(source.signature, list(definitions), path.name)
     definition = definitions.get(chosen) if chosen is not None else None
-    notes: list[str] = []
+    notes = ["The TFLite file is its own source: it is packed as it was given, and compared with itself."]
     if len(definitions) > 1:
         notes.append(f"Signature {chosen!r} of {', '.join(map(repr, definitions))}.")
     if definition is not None and definition.subgraphIndex:
         put_first(parsed, definition.subgraphIndex)
         data = pack_model(parsed)
-        notes.append("Its graph was put first in the file, where interpreters look.")
+        notes = ["The chosen graph was put first in the packed file, where interpreters look.", notes[-1]]
     backend = opener("tflite")(data, EngineOptions())
     given = {entry.tensorIndex: entry.name.decode() for entry in (definition.inputs or () if definition else ())}
     gotten = {entry.tensorIndex: entry.name.decode() for entry in (definition.outputs or () if definition else ())}
