@@ -62,6 +62,10 @@ def _kind(path: Path, *, trust: bool) -> Kind:
         raise ModelError(f"no file {str(path)!r}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return _file_kind(path, head, trust=trust)
+
+
+def _file_kind(path: Path, head: bytes, *, trust: bool) -> Kind:
     if head.startswith(HDF5_MAGIC):
         return "keras-h5"
     if head.startswith(ZIP_MAGIC):
