@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from edgeml.exporter.parity import UNMEASURED, score
-from edgeml.exporter.parity.budget import Z95, drop_upper, mean_upper, needed_samples
+from edgeml.exporter.parity.intervals import Z95, drop_upper, mean_upper, needed_samples
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import PlanError
 

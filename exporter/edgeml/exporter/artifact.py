@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
+from edgeml.exporter.metric import AUTO, Metric
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
 from edgeml.exporter.parity.answers import post_processing
 from edgeml.exporter.parity.metrics import max_abs
@@ -47,6 +48,8 @@ class Trial(msgspec.Struct, frozen=True):
     golden: tuple[int, ...]
     budget: float | None
     calibration: str | None = None
+    metric: Metric = AUTO
+    chances: int = 1  # of being packed that this artifact is one of, see `score`
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -114,7 +117,10 @@ def judge(
     if parity.status == "fail":
         return msgspec.to_builtins(Judged(artifact, "fail", engine, latency, parity.reason))
     budget = None if precision == "fp32" else asked.budget  # equal to the source up to rounding: nothing to bound
-    task = score(reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores)
+    task = score(
+        reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores,
+        metric=asked.metric, chances=asked.chances,
+    )  # fmt: skip
     golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, precision=precision)
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
@@ -128,6 +134,17 @@ def _own_counts(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     post = post_processing(reference, trial.task, defer=False)
     return ((), ()) if post is None else answer_counts(post, reference, got)
+
+
+def rehearse(*, trial: dict[str, Any]) -> None:
+    """Job: score the source by the metric that was asked for, so that one which cannot be computed shows before the work.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    asked = msgspec.convert(trial, Trial)
+    reference, labels = read_arrays(asked.reference, names(asked.signature.outputs)), _samples(asked).labels
+    score(reference, reference, labels, task=asked.task, budget=None, scores=asked.scores, metric=asked.metric)
 
 
 def quantize(

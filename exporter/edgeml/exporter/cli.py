@@ -29,6 +29,9 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     name: Annotated[str | None, typer.Option(help="Model name; from the file name if not given.")] = None,
     version: Annotated[str, typer.Option(help="Semantic version of the bundle.")] = "0.1.0",
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for bundle and report.")] = Path(),
+    metric: Annotated[
+        str, typer.Option(help="What must not drop: auto, top1, top5, auc, f1, r2, mse, mae, or file.py:function.")
+    ] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Text file, one class name a line.")] = None,
     task: Annotated[str, typer.Option(help="auto, classify or regress.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
@@ -45,7 +48,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop, name=name,
         version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache, signature=signature,
+        cache=not no_cache, signature=signature, metric=metric,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

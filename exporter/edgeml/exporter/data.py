@@ -32,8 +32,9 @@ def read_data(plan: ExportPlan, signature: Signature) -> Data:
     Raises:
         PlanError: a file that does not fit the model.
     """
-    calibration = load_samples(plan.calib, signature) if plan.calib else None
-    evaluation = load_samples(plan.evaluation, signature) if plan.evaluation else None
+    own = plan.metric.kind == "call"  # a function takes what labels it likes
+    calibration = load_samples(plan.calib, signature, any_labels=own) if plan.calib else None
+    evaluation = load_samples(plan.evaluation, signature, any_labels=own) if plan.evaluation else None
     if evaluation is not None:
         notes: tuple[str, ...] = ()
         if calibration is not None and (shared := evaluation.overlap(calibration)):

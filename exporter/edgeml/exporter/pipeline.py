@@ -21,9 +21,10 @@ from edgeml.exporter.extras import require
 from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.lane import JOBS, Lane, from_cache
 from edgeml.exporter.lifeline import work_folder
+from edgeml.exporter.metric import CLASSES, VALUES
 from edgeml.exporter.outcome import Made, artifact_report, exit_code, libraries, summary
 from edgeml.exporter.pack import check_folder, move_all, pack
-from edgeml.exporter.parity import class_output, detect_task, post_processing, score
+from edgeml.exporter.parity import TaskKind, class_output, detect_task, post_processing, score
 from edgeml.exporter.parity.metrics import class_scores
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.progress import Progress, Silent
@@ -173,11 +174,11 @@ class _Run:
         if data.judging.labels is not None:
             labels = str(self.folder / "labels.npy")
             np.save(labels, data.judging.labels)
-        task = self.plan.task if self.plan.task != "auto" else detect_task(data.judging, outputs)
+        task = self._task(data, outputs)
         scores = class_output(outputs) if task == "classify" else None
         if task == "classify" and scores is None:
-            raise PlanError("--task classify: no output holds a score per class", hint="use --task regress")
-        score(outputs, outputs, data.judging.labels, task=task, budget=None, scores=scores)  # labels that fit nothing show here
+            option = "--task classify" if self.plan.task == "classify" else f"--metric {self.plan.metric.name}"
+            raise PlanError(f"{option}: no output holds a score per class", hint="use --task regress")
         rows = class_scores(outputs[scores]) if scores is not None else None
         trial = Trial(
             signature=model.signature,
@@ -190,8 +191,25 @@ class _Run:
             golden=pick(data.judging, None if rows is None else rows.argmax(axis=1), seed=self.plan.seed),
             budget=self.plan.max_drop,
             calibration=calibration,
+            metric=self.plan.metric,
         )
+        self._rehearse(trial, outputs, data)
         return Subject(model, data, outputs, post_processing(outputs, task), trial)
+
+    def _rehearse(self, trial: Trial, outputs: dict[str, Array], data: Data) -> None:
+        """Score the source against itself: labels that do not fit show here, before the work. A user's function runs in a worker."""
+        if trial.metric.kind == "call":
+            self.judges[self.plan.formats[0]].call(f"{JOBS}.artifact:rehearse", trial=msgspec.to_builtins(trial))
+        else:
+            score(outputs, outputs, data.judging.labels, task=trial.task, budget=None, scores=trial.scores, metric=trial.metric)
+
+    def _task(self, data: Data, outputs: dict[str, Array]) -> TaskKind:
+        """As asked for, else what the metric is of, else what the outputs look like."""
+        if self.plan.task != "auto":
+            return self.plan.task
+        if self.plan.metric.kind in CLASSES | VALUES:
+            return "classify" if self.plan.metric.kind in CLASSES else "regress"
+        return detect_task(data.judging, outputs)
 
     def artifacts(self, trial: Trial) -> list[Made]:
         """Every artifact that was asked for, in the plan's order. Conversions queue, since one process holds the source."""

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar, cast, get_args
 
 import msgspec
 
+from edgeml.exporter.metric import AUTO, CLASSES, VALUES, Metric, parse_metric
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Format, Name, Precision, Version
 
@@ -48,6 +49,7 @@ class ExportPlan:
     time_limit_s: float = 600.0
     cache: bool = True
     signature: str | None = None
+    metric: Metric = AUTO
 
     @property
     def bundle(self) -> Path:
@@ -61,6 +63,7 @@ class ExportPlan:
             "max_drop": "any" if self.max_drop is None else f"{self.max_drop:g}",
             "task": self.task,
             **({"signature": self.signature} if self.signature is not None else {}),
+            "metric": self.metric.name,
         }
 
 
@@ -82,6 +85,7 @@ def make_plan(
     time_limit_s: float = 600.0,
     cache: bool = True,
     signature: str | None = None,
+    metric: str = "auto",
 ) -> ExportPlan:
     """Check what was typed.
 
@@ -104,6 +108,10 @@ def make_plan(
         raise PlanError("--seed", expected="0 or more", got=str(seed))
     if task not in TASKS:
         raise PlanError("--task", expected=" or ".join(TASKS), got=repr(task))
+    measure = parse_metric(metric)
+    if (measure.kind in CLASSES and task == "regress") or (measure.kind in VALUES and task == "classify"):
+        kind = "classification" if measure.kind in CLASSES else "regression"
+        raise PlanError(f"--metric {measure.name} is of a {kind}, and --task is {task}", hint="leave out one of them")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise PlanError(f"-o {str(folder)!r} is a file", hint="name a folder")
@@ -124,6 +132,7 @@ def make_plan(
         time_limit_s=time_limit_s,
         cache=cache,
         signature=signature,
+        metric=measure,
     )
 
 

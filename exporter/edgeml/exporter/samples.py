@@ -90,13 +90,21 @@ def make_samples(inputs: Mapping[str, Array], labels: Array | None = None) -> Sa
     return Samples(dict(inputs), labels, digest.hexdigest())
 
 
-def load_samples(path: Path | str, signature: Signature, *, allow_nan: bool = False, limit_bytes: int = LIMIT_BYTES) -> Samples:
+def load_samples(
+    path: Path | str,
+    signature: Signature,
+    *,
+    allow_nan: bool = False,
+    any_labels: bool = False,
+    limit_bytes: int = LIMIT_BYTES,
+) -> Samples:
     """Read samples for a model.
 
     Args:
         path: the `.npz` file.
         signature: whose inputs are fed.
         allow_nan: NaN marks a missing value (scikit-learn pipelines with an imputer); infinities never pass.
+        any_labels: integer labels may have any shape (n, ...), for a metric of the user's own.
         limit_bytes: what the arrays that are read may take together.
 
     Raises:
@@ -126,7 +134,7 @@ def load_samples(path: Path | str, signature: Signature, *, allow_nan: bool = Fa
     if len(set(counts.values())) > 1:
         raise PlanError(f"{path.name}: inputs have different numbers of samples", got=str(counts), hint="first axis = samples")
     labels = arrays.found.get(LABELS) if all(spec.name != LABELS for spec in signature.inputs) else None
-    return make_samples(inputs, _fit_labels(labels, next(iter(counts.values())), path.name))
+    return make_samples(inputs, _fit_labels(labels, next(iter(counts.values())), path.name, any_shape=any_labels))
 
 
 def _fit(values: Array, spec: TensorSpec, what: str, *, allow_nan: bool) -> Array:
@@ -203,7 +211,7 @@ def _refuse_non_finite(values: Array, what: str, *, allow_nan: bool) -> None:
         raise PlanError(f"{what} sample {at[0]}", expected="finite numbers", got=f"{values[at]} at {at}", hint="clean the data")
 
 
-def _fit_labels(labels: Array | None, count: int, what: str) -> Array | None:
+def _fit_labels(labels: Array | None, count: int, what: str, *, any_shape: bool) -> Array | None:
     """Class numbers as int64 (n,), targets as float64 (n, ...)."""
     if labels is None:
         return None
@@ -212,13 +220,13 @@ def _fit_labels(labels: Array | None, count: int, what: str) -> Array | None:
     if labels.dtype.kind == "f":
         _refuse_non_finite(labels, f"{what}: {LABELS!r}", allow_nan=False)
         return labels.astype(np.float64)
-    if labels.ndim > 1 and labels.size != count:
+    if labels.ndim > 1 and labels.size != count and not any_shape:
         raise PlanError(
             f"{what}: {LABELS!r}", expected=f"class numbers ({count},)", got=str(labels.shape), hint="one-hot? y.argmax(axis=1)"
         )
     if labels.size and not -(2**62) < int(labels.min()) <= int(labels.max()) < 2**62:
         raise PlanError(f"{what}: {LABELS!r}", expected="class numbers", got=f"{int(labels.max())}")
-    return labels.reshape(count).astype(np.int64)
+    return (labels if any_shape else labels.reshape(count)).astype(np.int64)
 
 
 def _hash_array(digest: Any, name: str, values: Array) -> None:  # hashlib's type has no public name

@@ -49,7 +49,7 @@ def detect_task(samples: Samples, outputs: Outputs) -> TaskKind:
     if any(values.shape == scores.shape for values in samples.inputs.values()):
         return "regress"
     labels = samples.labels
-    if labels is None or labels.dtype.kind != "i":
+    if labels is None or labels.dtype.kind != "i" or labels.ndim > 1:
         return "regress"
     found = class_scores(scores)
     return "classify" if found is not None and labels.min() >= 0 and labels.max() < found.shape[1] else "regress"

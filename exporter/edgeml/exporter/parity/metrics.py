@@ -110,5 +110,28 @@ def is_right(scores: Array, labels: Array, cut: float) -> Flags:
     return np.asarray(top1(found, cut) == labels, dtype=np.bool_)
 
 
+def in_top(scores: Floats, labels: Array, k: int) -> Flags:
+    """Per sample: is the label among the k best classes? Of equal scores the first class comes first, as in `top1`."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.asarray((order == labels[:, None]).any(axis=1), dtype=np.bool_)
+
+
+def probabilities_of(values: Array, like: Array | None = None) -> Floats:
+    """Probabilities (n, classes) of an output; a single score p becomes the pair 1 - p, p.
+
+    Logits go through a softmax (one logit: a sigmoid). `like` is the output that says whether these are logits.
+    """
+    scores = class_scores(values)
+    if scores is None:
+        raise ValueError("no axis of classes")
+    if not are_probabilities(values if like is None else like):
+        if scores.shape[1] == 1:
+            scores = 0.5 * (1 + np.tanh(scores / 2))
+        else:
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+    return np.hstack([1 - scores, scores]) if scores.shape[1] == 1 else scores
+
+
 def _float(values: Array) -> Floats:
     return np.asarray(values, dtype=np.float64)

@@ -10,7 +10,7 @@ from typing import Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.report.structs import ArtifactReport
-from edgeml.exporter.report.text import FORMATS, METRICS, points, share, size
+from edgeml.exporter.report.text import ERRORS, FORMATS, METRICS, points, share, size
 from edgeml.wire.manifest import Precision, Task
 
 WIDTH: Final = 720
@@ -48,7 +48,7 @@ class _Scale:
 def size_accuracy(artifacts: Sequence[ArtifactReport]) -> str:
     """Bytes against the task metric, with 95 % bounds, the budget, and the frontier that nothing beats; "" without data."""
     found = [_Point(a, a.task) for a in artifacts if a.task is not None and a.bytes and a.task.value > -1]
-    if len(found) < 2:
+    if len(found) < 2 or found[0].task.metric in ERRORS:  # growth in percent has no place on an axis of values
         return ""
     task = found[0].task
     x = _x_scale([p.artifact.bytes for p in found])

@@ -50,7 +50,9 @@ def _line(artifact: ArtifactReport) -> str:
             words.append(f"same class {text.top1(artifact.parity)}")
         words.append(artifact.parity.where)
     if artifact.task is not None:
-        words.append(f"{artifact.task.metric} {text.share(artifact.task.value)} (drop {text.drop(artifact.task)})")
+        words.append(
+            f"{artifact.task.metric} {text.metric_value(artifact.task.metric, artifact.task.value)} (drop {text.drop(artifact.task)})"
+        )
     if reason := text.reason(artifact):
         words.append(reason)
     return ", ".join(words)
@@ -71,7 +73,7 @@ def _table(report: Report) -> Table:
             text.size(artifact.bytes) if artifact.bytes else text.NOTHING,
             text.error(parity.max_abs) if parity is not None else text.NOTHING,
             text.top1(parity),
-            text.share(task.value) if task is not None else text.NOTHING,
+            text.metric_value(task.metric, task.value) if task is not None else text.NOTHING,
             f"{text.points(task.drop)} ≤ {text.points(task.upper95)}" if task is not None else text.NOTHING,
             text.where(artifact),
         )

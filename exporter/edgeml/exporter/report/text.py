@@ -17,7 +17,12 @@ METRICS: Final = {
     "top1_agreement": "top-1 agreement with the source",
     "r2": "R²",
     "r2_to_source": "R² to the source",
+    "auc": "area under the ROC curve",
+    "f1": "F1",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
 }
+ERRORS: Final = frozenset({"mse", "mae"})  # in the output's units, the less the better
 
 
 def size(count: int) -> str:
@@ -36,6 +41,11 @@ def share(value: float | None, digits: int = 2) -> str:
     if value < 1 and float(text) >= 100:
         text = f"{100 - 10**-digits:.{digits}f}"
     return f"{text} %"
+
+
+def metric_value(metric: str, value: float | None) -> str:
+    """A share as percent, an error in its own units."""
+    return f"{value:.4g}" if metric in ERRORS and value is not None else share(value)
 
 
 def error(value: float) -> str:
