@@ -197,7 +197,7 @@ class _Run:
         return Subject(model, data, outputs, post_processing(outputs, task), trial)
 
     def _rehearse(self, trial: Trial, outputs: dict[str, Array], data: Data) -> None:
-        """Score the source against itself: labels that do not fit show here, before the work. A user's function runs in a worker."""
+        """Score the source against itself, so that labels which do not fit show first; a function of the user's in a worker."""
         if trial.metric.kind == "call":
             self.judges[self.plan.formats[0]].call(f"{JOBS}.artifact:rehearse", trial=msgspec.to_builtins(trial))
         else:

@@ -36,7 +36,8 @@ def to_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        size=text.size, share=text.share, metric_value=text.metric_value, error=text.error, points=text.points, seconds=text.seconds, where=text.where,
+        size=text.size, share=text.share, metric_value=text.metric_value,
+        error=text.error, points=text.points, seconds=text.seconds, where=text.where,
         FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(

@@ -50,9 +50,8 @@ def _line(artifact: ArtifactReport) -> str:
             words.append(f"same class {text.top1(artifact.parity)}")
         words.append(artifact.parity.where)
     if artifact.task is not None:
-        words.append(
-            f"{artifact.task.metric} {text.metric_value(artifact.task.metric, artifact.task.value)} (drop {text.drop(artifact.task)})"
-        )
+        value = text.metric_value(artifact.task.metric, artifact.task.value)
+        words.append(f"{artifact.task.metric} {value} (drop {text.drop(artifact.task)})")
     if reason := text.reason(artifact):
         words.append(reason)
     return ", ".join(words)
