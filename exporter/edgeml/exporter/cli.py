@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeml.exporter.plan import ExportPlan, make_plan
+from edgeml.exporter.target.presets import PRESETS
 
 if TYPE_CHECKING:
     from edgeml.exporter.pipeline import Exported
@@ -21,8 +22,11 @@ export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @export_app.command()
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
     source: Annotated[str, typer.Argument(help="Model file or folder, or file.py:factory.")],
-    to: Annotated[str, typer.Option(help="Formats: onnx,tflite,coreml.")] = "onnx,tflite,coreml",
-    precision: Annotated[str, typer.Option(help="Precisions: fp32,fp16,int8.")] = "fp32",
+    to: Annotated[str | None, typer.Option(help="Formats: onnx,tflite,coreml (all of them).")] = None,
+    precision: Annotated[str | None, typer.Option(help="Precisions: fp32,fp16,int8 (fp32).")] = None,
+    target: Annotated[
+        str | None, typer.Option("--for", help=f"Formats and precisions that suit a device: {', '.join(PRESETS)}.")
+    ] = None,
     calib: Annotated[Path | None, typer.Option(help="Calibration samples, .npz: one array per input, or x.")] = None,
     evaluation: Annotated[Path | None, typer.Option("--eval", help="Evaluation samples, .npz; labels in y.")] = None,
     max_drop: Annotated[float, typer.Option(help="Accepted drop of the task metric, in percentage points.")] = 1.0,
@@ -46,8 +50,8 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     Exit codes: 0 everything asked for passed, 2 usage, 3 parity failed, 4 budget missed, 5 unsupported, 6 environment.
     """
     plan = make_plan(
-        source, to=to, precision=precision, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop, name=name,
-        version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
+        source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
+        name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
         cache=not no_cache, signature=signature, metric=metric,
     )  # fmt: skip
     try:
@@ -61,7 +65,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     if json:
         _print_json(exported)
     else:
-        _print_end(exported)
+        _print_end(exported, "verify" if plan.target is None else plan.target.after)
     raise typer.Exit(exported.exit_code)
 
 
@@ -85,8 +89,8 @@ def _print_json(exported: Exported) -> None:
     sys.stdout.flush()
 
 
-def _print_end(exported: Exported) -> None:
-    """The verdict, and where everything is."""
+def _print_end(exported: Exported, after: str) -> None:
+    """The verdict, where everything is, and the command that goes on from there."""
     from rich.console import Console
 
     from edgeml.exporter.report.terminal import print_report
@@ -99,4 +103,4 @@ def _print_end(exported: Exported) -> None:
         print(f"bundle  {exported.bundle}")
     print(f"report  {html}")
     if exported.bundle is not None:
-        print(f"next    edgeml verify {shlex.quote(str(exported.bundle))}")
+        print(f"next    edgeml {after} {shlex.quote(str(exported.bundle))}")

@@ -303,11 +303,19 @@ class _Run:
             budget=self.plan.max_drop,
             environment={**machine, **libraries(model, self.plan.formats)},
             options=self.plan.options(),
-            notes=(*data.notes, *model.notes),
+            notes=(*self.plan.notes, *self._misfits(made), *data.notes, *model.notes),
             stages=tuple(self.stages),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             command=command,
         )
+
+    def _misfits(self, made: Sequence[Made]) -> list[str]:
+        """Artifacts that the device named by `--for` has no room for."""
+        target = self.plan.target
+        if target is None:
+            return []
+        reasons = [target.misfits(one.judged.artifact) for one in made if one.judged is not None]
+        return [f"--for {target.name}: {reason}" for reason in reasons if reason is not None]
 
     def step(self, name: str) -> Step:
         return Step(name, self.progress, self.stages)

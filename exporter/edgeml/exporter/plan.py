@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeVar, cast, get_args
 import msgspec
 
 from edgeml.exporter.metric import AUTO, CLASSES, VALUES, Metric, parse_metric
+from edgeml.exporter.target.presets import Preset, describe, preset
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Format, Name, Precision, Version
 
@@ -21,6 +22,8 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 TASKS: Final[tuple[TaskChoice, ...]] = get_args(TaskChoice)
 STATIC: Final[tuple[Format, ...]] = ("onnx", "tflite")  # formats whose int8 needs activation ranges
+USUAL_FORMATS: Final = "onnx,tflite,coreml"
+USUAL_PRECISIONS: Final = "fp32"
 LABEL_LIMIT: Final = 100_000
 NAME_LIMIT: Final = 64
 Choice = TypeVar("Choice", Format, Precision)
@@ -50,6 +53,12 @@ class ExportPlan:
     cache: bool = True
     signature: str | None = None
     metric: Metric = AUTO
+    target: Preset | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report says about the plan itself."""
+        return () if self.target is None else (describe(self.target, self.formats, self.precisions),)
 
     @property
     def bundle(self) -> Path:
@@ -64,14 +73,16 @@ class ExportPlan:
             "task": self.task,
             **({"signature": self.signature} if self.signature is not None else {}),
             "metric": self.metric.name,
+            **({} if self.target is None else {"target": self.target.name}),
         }
 
 
 def make_plan(
     source: str,
     *,
-    to: str = "onnx,tflite,coreml",
-    precision: str = "fp32",
+    to: str | None = None,
+    precision: str | None = None,
+    target: str | None = None,
     out: Path | str = ".",
     calib: Path | str | None = None,
     evaluation: Path | str | None = None,
@@ -87,13 +98,18 @@ def make_plan(
     signature: str | None = None,
     metric: str = "auto",
 ) -> ExportPlan:
-    """Check what was typed.
+    """Check what was typed. What `to` and `precision` leave open, the device named by `target` decides.
 
     Raises:
         PlanError: an option that cannot be used, with what can.
     """
-    formats = _choices("--to", to, FORMATS)
-    precisions = _choices("--precision", precision, PRECISIONS)
+    device = None if target is None else preset(target)
+    formats = device.formats if device and to is None else _choices("--to", USUAL_FORMATS if to is None else to, FORMATS)
+    precisions = (
+        device.precisions
+        if device and precision is None
+        else _choices("--precision", USUAL_PRECISIONS if precision is None else precision, PRECISIONS)
+    )
     static = [format_ for format_ in formats if format_ in STATIC]
     if "int8" in precisions and static and calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
         raise PlanError(
@@ -133,6 +149,7 @@ def make_plan(
         cache=cache,
         signature=signature,
         metric=measure,
+        target=device,
     )
 
 
