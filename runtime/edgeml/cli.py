@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "inspect": Command("edgeml.runtime.cli", "inspect_app", None, "Show what is in a bundle or a model file."),
     "verify": Command("edgeml.runtime.cli", "verify_app", None, "Check a bundle's bytes, then its golden vectors here."),
     "run": Command("edgeml.runtime.cli", "run_app", None, "Run a bundle on samples from an .npz file."),
+    "bench": Command("edgeml.runtime.bench.cli", "app", None, "Measure how fast each artifact is, here or over ssh."),
     "doctor": Command("edgeml.runtime.doctor", "app", None, "Say what this machine can run, and what is missing."),
     "agent": Command("edgeml.runtime.agent_cli", "app", None, "Run the device agent: telemetry, updates, fallback."),
     "serve": Command("edgeml.serving.cli", "app", "serve", "Serve a bundle over HTTP (Open Inference Protocol v2)."),
