@@ -54,6 +54,26 @@ def test_static_int8_without_calibration_is_refused_with_the_way_out(to: str) ->
         make_plan("m.h5", to=to, precision="fp32,int8")
 
 
+def test_a_precision_that_no_format_has_is_refused_with_those_that_are_there() -> None:
+    message = r"--precision int8-weights: no format that was asked for has it: expected onnx: fp32,.*; add coreml to --to"
+    with pytest.raises(PlanError, match=message) as caught:
+        make_plan("m.h5", to="onnx", precision="fp32,int8-weights")
+    assert caught.value.exit_code == 2
+
+
+def test_a_precision_that_one_format_lacks_is_left_out_there_and_noted() -> None:
+    plan = make_plan("m.h5", to="onnx,coreml", precision="fp32,int8-weights")
+
+    assert plan.formats == ("onnx", "coreml")
+    assert plan.precisions_of("onnx") == ("fp32",)
+    assert plan.precisions_of("coreml") == ("fp32", "int8-weights")
+    assert plan.notes == ("int8-weights is left out for onnx, which does not have it.",)
+
+
+def test_a_format_that_is_left_with_nothing_is_not_converted() -> None:
+    assert make_plan("m.h5", to="onnx,coreml", precision="int8-weights").formats == ("coreml",)
+
+
 def test_int8_weights_of_core_ml_need_no_calibration() -> None:
     assert make_plan("m.h5", to="coreml", precision="int8").calib is None
 
@@ -63,7 +83,7 @@ def test_int8_weights_of_core_ml_need_no_calibration() -> None:
     [
         ({"to": "onnx,tensorrt"}, r"--to: expected some of onnx,tflite,coreml, got 'onnx,tensorrt'"),
         ({"to": ""}, "--to"),
-        ({"precision": "fp8"}, "--precision: expected some of fp32,fp16,int8"),
+        ({"precision": "fp8"}, "--precision: expected some of fp32,fp16,int16"),
         ({"max_drop": -1.0}, "--max-drop"),
         ({"max_drop": 101.0}, "--max-drop"),
         ({"version": "1.2"}, "--version: expected a semantic version"),

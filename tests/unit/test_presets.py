@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgeml.cli import COMMANDS, main
-from edgeml.exporter.plan import FORMATS, PRECISIONS, ExportPlan, make_plan
+from edgeml.exporter.plan import FORMATS, ExportPlan, make_plan
+from edgeml.exporter.precision import PRECISIONS
 from edgeml.exporter.target.presets import PRESETS, Preset, preset
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Artifact, Parity, Requirement

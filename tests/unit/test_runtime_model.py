@@ -5,6 +5,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from edgeml.runtime.model import AnswerReader, new_request_id
 from edgeml.runtime.session import open_session
 from edgeml.wire.contract import label
 from edgeml.wire.errors import EngineError, SelfTestError, UnsupportedError
-from edgeml.wire.manifest import Manifest, Parity, PostProcessing, Requirement
+from edgeml.wire.manifest import Manifest, Parity, PostProcessing, Precision, Requirement
 from tests.unit.bundles import FULL, logits, make_bundle, samples
 
 BOTH = Board("aarch64", 2**30, {"onnx": Engine("onnxruntime", "1.30.0"), "tflite": Engine("litert", "2.3.0")})
@@ -181,6 +182,19 @@ def test_an_artifact_that_failed_at_export_is_only_run_when_asked_for_by_name(ma
     with pytest.raises(UnsupportedError, match="export verdict is fail"):
         choose(failed, BOTH)
     assert choose(failed, BOTH, format="onnx", precision="fp32").fits
+
+
+def test_every_precision_has_its_place_in_the_order_of_preference(manifest: Manifest) -> None:
+    """Integer kernels first, then small weights, then halves; 16-bit activations, slow on every CPU, come last."""
+    whole = manifest.artifacts[0]
+    every = tuple(msgspec.structs.replace(whole, precision=precision) for precision in get_args(Precision))
+
+    ranked = rank(msgspec.structs.replace(manifest, artifacts=every), BOTH)
+
+    order = [choice.artifact.precision for choice in ranked]
+    assert order[:3] == ["int8", "int8-dynamic", "int8-weights"]
+    assert order[-2:] == ["fp32", "int16"]
+    assert order.index("palette8") < order.index("palette6") < order.index("palette4") < order.index("fp16")
 
 
 def test_a_format_the_bundle_lacks_is_named(manifest: Manifest) -> None:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
+from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.metric import AUTO, Metric
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
 from edgeml.exporter.parity.answers import post_processing
 from edgeml.exporter.parity.metrics import max_abs
+from edgeml.exporter.precision import CALIBRATED, INTEGERS
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.reference import answer_counts
 from edgeml.exporter.samples import Samples, make_samples
@@ -106,7 +108,7 @@ def judge(
             _check_stacked(session, samples, got)
     parity = compare(
         reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
-        exact=_exact(file, samples, asked.signature) if precision == "int8" and format != "coreml" else None,
+        exact=_exact(file, samples, asked.signature) if precision in INTEGERS and format != "coreml" else None,
     )  # fmt: skip
     found, operators = contents(format, data)
     artifact = Artifact(
@@ -156,43 +158,27 @@ def quantize(
     out: str,
     inputs: list[Any],
 ) -> list[str]:
-    """Job: write the fp16 or int8 form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
-    data = Path(model).read_bytes()
-    if precision == "fp16":
-        Path(out).write_bytes(_half(format, data))
-        return []
-    quantized = _int8(format, data, msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
+    """Job: write a smaller form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
+    feeds = _feeds(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
+    if feeds is None and precision in CALIBRATED[format]:
+        raise PlanError(f"{precision} without calibration samples", hint="give --calib")
+    quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds)
     Path(out).write_bytes(quantized.model)
     return list(quantized.notes)
 
 
-def _int8(format_: Format, model: bytes, trial: Trial, inputs: tuple[Binding, ...]) -> Quantized:
-    if format_ == "coreml":
-        from edgeml.exporter.quantize.coreml import to_int8_coreml
-
-        return to_int8_coreml(model)
-    feeds = _feeds(trial, inputs)
+def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None], Quantized]:
     if format_ == "onnx":
-        from edgeml.exporter.quantize.onnx import to_int8_onnx
+        from edgeml.exporter.quantize.onnx import smaller_onnx
 
-        return to_int8_onnx(model, feeds, task=trial.task)
-    from edgeml.exporter.quantize.tflite import to_int8_tflite
-
-    return to_int8_tflite(model, feeds, task=trial.task)
-
-
-def _half(format_: Format, model: bytes) -> bytes:
-    if format_ == "onnx":
-        from edgeml.exporter.quantize.onnx import to_fp16_onnx
-
-        return to_fp16_onnx(model)
+        return smaller_onnx
     if format_ == "tflite":
-        from edgeml.exporter.quantize.tflite import to_fp16_tflite
+        from edgeml.exporter.quantize.tflite import smaller_tflite
 
-        return to_fp16_tflite(model)
-    from edgeml.exporter.quantize.coreml import to_fp16_coreml
+        return smaller_tflite
+    from edgeml.exporter.quantize.coreml import smaller_coreml
 
-    return to_fp16_coreml(model)
+    return smaller_coreml
 
 
 def _open(format_: Format) -> tuple[OpenBackend, Where]:
@@ -210,10 +196,10 @@ def _samples(trial: Trial) -> Samples:
     return make_samples(inputs, labels)
 
 
-def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Mapping[str, Array]:
+def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
     """Calibration samples by the model's own tensor names and order of axes: (n, ...) without the batch axis of 1."""
     if trial.calibration is None:
-        raise PlanError("int8 without calibration samples", hint="give --calib")
+        return None
     samples = read_arrays(trial.calibration, names(trial.signature.inputs))
     specs = {spec.name: spec for spec in trial.signature.inputs}
     feeds = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeml.exporter.plan import ExportPlan, make_plan
+from edgeml.exporter.precision import PRECISIONS
 from edgeml.exporter.target.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
     source: Annotated[str, typer.Argument(help="Model file or folder, or file.py:factory.")],
     to: Annotated[str | None, typer.Option(help="Formats: onnx,tflite,coreml (all of them).")] = None,
-    precision: Annotated[str | None, typer.Option(help="Precisions: fp32,fp16,int8 (fp32).")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"Precisions: {','.join(PRECISIONS)} (fp32).")] = None,
     target: Annotated[
         str | None, typer.Option("--for", help=f"Formats and precisions that suit a device: {', '.join(PRESETS)}.")
     ] = None,

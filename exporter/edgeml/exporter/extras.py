@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Final
 
+from edgeml.exporter.precision import AVAILABLE
 from edgeml.exporter.source.model import Family
 from edgeml.wire.errors import MissingExtraError
 from edgeml.wire.manifest import Format, Precision
@@ -43,8 +44,7 @@ FORMATS: Final[dict[Format, tuple[str, ...]]] = {
 }
 SMALLER: Final[dict[tuple[Format, Precision], tuple[str, ...]]] = {
     ("onnx", "fp16"): ("onnxconverter_common",),
-    ("tflite", "fp16"): ("ai_edge_quantizer",),
-    ("tflite", "int8"): ("ai_edge_quantizer",),
+    **{("tflite", precision): ("ai_edge_quantizer",) for precision in AVAILABLE["tflite"] if precision != "fp32"},
 }
 
 

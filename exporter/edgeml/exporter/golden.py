@@ -17,6 +17,7 @@ import numpy as np
 from edgeml.exporter.parity.answers import answers
 from edgeml.exporter.parity.compare import Outputs
 from edgeml.exporter.parity.metrics import spread
+from edgeml.exporter.precision import INTEGERS, computes_in_half
 from edgeml.exporter.samples import Samples
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend
 from edgeml.runtime.session import Session
@@ -110,18 +111,18 @@ def make_golden(
         indices: the golden ones among them, as `pick` gives them.
         signature: of the bundle.
         scores: the output with class scores, `None` for tasks without classes.
-        precision: of the artifact; arithmetic in float16 is a healthy way to run fp16.
+        precision: of the artifact; arithmetic in float16 is a healthy way to run some.
 
     Raises:
         EngineError, ModelError: the default kernels cannot run it.
         ParityError: an output is not finite.
     """
-    count = min(ENVELOPE_SAMPLES if precision == "int8" else FLOAT_ENVELOPE_SAMPLES, len(samples))
+    count = min(ENVELOPE_SAMPLES if precision in INTEGERS else FLOAT_ENVELOPE_SAMPLES, len(samples))
     spaced = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
     measured = sorted({*indices, *spaced})
     by_kernels = kernel_answers(file, samples.take(measured), signature)
     at = [measured.index(index) for index in indices]
-    return envelope(by_kernels, at, file.outputs, scores=scores, half=precision == "fp16")
+    return envelope(by_kernels, at, file.outputs, scores=scores, half=computes_in_half(file.format, precision))
 
 
 def kernel_answers(file: ModelFile, samples: Samples, signature: Signature) -> dict[str, dict[str, Array]]:

@@ -56,7 +56,7 @@ class Lane:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What is made: what was asked for, or of a quantized source, if nothing special was, what it holds."""
-        return (self.stored,) if self.plan.precisions == ("fp32",) else self.plan.precisions
+        return (self.stored,) if self.plan.precisions == ("fp32",) else self.plan.precisions_of(self.format)
 
     def convert(self, cache: Cache | None = None) -> Converted:
         """The source as fp32, or in its own precision; by `cache`, or the export's."""
@@ -99,9 +99,8 @@ class Lane:
                 inputs = msgspec.to_builtins(whole.artifact.inputs)
                 depends = {
                     "model": whole.artifact.sha256, "format": self.format, "precision": precision, "task": self.trial.task,
+                    "calibration": self.calibrated, "inputs": inputs,
                 }  # fmt: skip
-                if precision == "int8":
-                    depends |= {"calibration": self.calibrated, "inputs": inputs}
                 notes, kept = self.cache.call(
                     self.judge, f"{JOBS}.artifact:quantize", depends, out=out,
                     trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),

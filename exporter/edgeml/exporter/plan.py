@@ -13,15 +13,14 @@ from typing import Final, Literal, TypeVar, cast, get_args
 import msgspec
 
 from edgeml.exporter.metric import AUTO, CLASSES, VALUES, Metric, parse_metric
+from edgeml.exporter.precision import AVAILABLE, PRECISIONS, left_out, refuse_uncalibrated
 from edgeml.exporter.target.presets import Preset, describe, preset
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Format, Name, Precision, Version
 
 TaskChoice = Literal["auto", "classify", "regress"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 TASKS: Final[tuple[TaskChoice, ...]] = get_args(TaskChoice)
-STATIC: Final[tuple[Format, ...]] = ("onnx", "tflite")  # formats whose int8 needs activation ranges
 USUAL_FORMATS: Final = "onnx,tflite,coreml"
 USUAL_PRECISIONS: Final = "fp32"
 LABEL_LIMIT: Final = 100_000
@@ -33,6 +32,7 @@ Choice = TypeVar("Choice", Format, Precision)
 class ExportPlan:
     """One export. `max_drop` is in percentage points, `None` accepts any; `out` is the folder for bundle and report.
 
+    Not every format has every precision: `precisions_of` says which are made, `left_out` what is not, in words.
     `cache` lets slow steps be taken from earlier exports of the same source; the bundle's bytes are the same either way.
     """
 
@@ -54,11 +54,16 @@ class ExportPlan:
     signature: str | None = None
     metric: Metric = AUTO
     target: Preset | None = None
+    left_out: tuple[str, ...] = ()
+
+    def precisions_of(self, format_: Format) -> tuple[Precision, ...]:
+        return tuple(precision for precision in self.precisions if precision in AVAILABLE[format_])
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the report says about the plan itself."""
-        return () if self.target is None else (describe(self.target, self.formats, self.precisions),)
+        described = () if self.target is None else (describe(self.target, self.formats, self.precisions),)
+        return (*described, *self.left_out)
 
     @property
     def bundle(self) -> Path:
@@ -110,12 +115,10 @@ def make_plan(
         if device and precision is None
         else _choices("--precision", USUAL_PRECISIONS if precision is None else precision, PRECISIONS)
     )
-    static = [format_ for format_ in formats if format_ in STATIC]
-    if "int8" in precisions and static and calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
-        raise PlanError(
-            f"int8 for {' and '.join(static)} needs activation ranges",
-            hint="give samples with --calib FILE.npz, or leave int8 out of --precision",
-        )
+    missing = left_out(formats, precisions)
+    formats = tuple(format_ for format_ in formats if set(precisions) & set(AVAILABLE[format_]))
+    if calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
+        refuse_uncalibrated(formats, precisions)
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
     if time_limit_s <= 0:
@@ -150,6 +153,7 @@ def make_plan(
         signature=signature,
         metric=measure,
         target=device,
+        left_out=missing,
     )
 
 

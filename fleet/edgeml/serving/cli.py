@@ -6,7 +6,7 @@ import errno
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, get_args
 
 import msgspec
 import typer
@@ -23,7 +23,7 @@ from edgeml.wire.manifest import Format, Manifest, Precision
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _BACKLOG: Final = 512
-_PRECISION_ORDER: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+_PRECISION_ORDER: Final[tuple[Precision, ...]] = get_args(Precision)
 
 
 @app.command()

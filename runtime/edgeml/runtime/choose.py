@@ -23,7 +23,13 @@ _ENGINES: Final[dict[Format, tuple[tuple[str, str, str], ...]]] = {  # format ->
     "coreml": (("coreml", "coremltools", "coremltools"),),
 }
 _EXTRAS: Final[dict[Format, str]] = {"onnx": "onnx", "tflite": "tflite", "coreml": "coreml-runtime"}
-_PRECISION_RANK: Final[dict[Precision, int]] = {"int8": 0, "fp16": 1, "fp32": 2}
+_PREFERENCE: Final[tuple[Precision, ...]] = (
+    "int8", "int8-dynamic",  # integer arithmetic, for which common processors have kernels
+    "int8-weights", "palette8", "palette6", "int4-weights", "palette4",  # float arithmetic on small weights, the nearest first
+    "fp16", "w8a8",  # w8a8 is faster than fp16 on the newest Neural Engines alone
+    "fp32", "int16",  # 16-bit activations are for accelerators; on a CPU they run in slow kernels
+)  # fmt: skip
+_PRECISION_RANK: Final[dict[Precision, int]] = {precision: rank for rank, precision in enumerate(_PREFERENCE)}
 _FORMAT_RANK: Final[dict[Format, int]] = {"tflite": 0, "onnx": 1, "coreml": 2}
 LATENCY_STEP: Final = 1.1  # what two runs of one model differ by on a busy board
 _VERDICT_RANK: Final = {"pass": 0, "inconclusive": 1, "fail": 2}
@@ -86,7 +92,7 @@ def rank(manifest: Manifest, board: Board, *, measured_s: Mapping[str, float] | 
     """Every artifact, the best for this board first.
 
     One that does not fit or failed its verdict comes last. Measured latencies (seconds by `onnx:int8`) decide where they differ
-    by more than LATENCY_STEP; otherwise int8 goes before fp16 before fp32, and LiteRT before ONNX Runtime.
+    by more than LATENCY_STEP; otherwise _PREFERENCE does (int8 before fp16 before fp32), then LiteRT before ONNX Runtime.
     """
     measured = measured_s or {}
     choices = [_judge(artifact, board, measured) for artifact in manifest.artifacts]

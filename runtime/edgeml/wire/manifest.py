@@ -31,7 +31,10 @@ DType = Literal[
     "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"
 ]
 Format = Literal["onnx", "tflite", "coreml"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal[
+    "fp32", "fp16", "int16", "palette8", "int8-weights", "int8-dynamic", "int8", "w8a8", "palette6", "int4-weights", "palette4"
+]
+"""The most precise first. What each means in each format stands in docs/export.md."""
 Status = Literal["pass", "fail", "inconclusive"]
 Where = Literal["verified", "emulated", "not run"]
 """`verified`: run by the engine a device uses. `emulated`: run by our interpreter. `not run`: said so."""

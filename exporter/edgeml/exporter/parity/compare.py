@@ -5,7 +5,7 @@ the values are held to depends on the precision:
 
 - fp32: every |difference| at most `FLOAT_LIMIT` of the source's output range, and the same top-1 class on every sample;
 - fp16: the same top-1 class on 99.5 % of the samples; for regression, rms error at most 1 % of the source's standard deviation;
-- int8: finite and of the right contract; the accuracy budget (`edgeml.exporter.parity.budget`) judges the rest.
+- everything smaller: finite and of the right contract; the accuracy budget (`edgeml.exporter.parity.budget`) judges the rest.
 
 Top-1 agreement treats ties as `edgeml.exporter.parity.metrics.agrees` says.
 """

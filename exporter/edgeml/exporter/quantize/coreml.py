@@ -13,14 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.mil.backend import count_operations
 from edgeml.exporter.mil.package import unpack_mlpackage
 from edgeml.exporter.quantize.result import Quantized
+from edgeml.wire.manifest import Precision
 
 LEAST_WEIGHTS: Final = 256  # elements; below it scales and operations cost more than int8 saves
 _UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
+
+
+def smaller_coreml(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+    """A packed float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
+    del feeds
+    if precision == "fp16":
+        return Quantized(to_fp16_coreml(model))
+    assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"
+    return to_int8_coreml(model)
 
 
 def to_fp16_coreml(model: bytes) -> bytes:

@@ -17,6 +17,16 @@ from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.static import to_int8
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.wire.manifest import Precision
+
+
+def smaller_onnx(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
+    if precision == "fp16":
+        return Quantized(to_fp16_onnx(model))
+    assert precision == "int8", "the plan asks for nothing else"
+    assert feeds is not None, "the plan asks for samples"
+    return to_int8_onnx(model, feeds)
 
 
 def to_int8_onnx(

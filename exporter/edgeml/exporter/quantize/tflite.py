@@ -13,6 +13,16 @@ from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.static import to_int8
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.quantize.tflite_recipe import write_fp16
+from edgeml.wire.manifest import Precision
+
+
+def smaller_tflite(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
+    if precision == "fp16":
+        return Quantized(to_fp16_tflite(model))
+    assert precision == "int8", "the plan asks for nothing else"
+    assert feeds is not None, "the plan asks for samples"
+    return to_int8_tflite(model, feeds)
 
 
 def to_int8_tflite(

@@ -44,7 +44,7 @@ def to_html(report: Report) -> str:
         report=report,
         rows=_rows(report),
         plot=Markup(plots.size_accuracy(report.artifacts)),  # noqa: S704 - our own SVG, its texts are escaped
-        legend=Markup(plots.legend()),  # noqa: S704
+        legend=Markup(plots.legend(report.artifacts)),  # noqa: S704
         metric=next((a.task.metric for a in report.artifacts if a.task is not None), None),
         source_value=next((a.task.source_value for a in report.artifacts if a.task is not None), None),
         has_latency=any(a.latency is not None for a in report.artifacts),

@@ -19,7 +19,11 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 20, 18, 48  # margins of the plot's frame
 STRIP_WIDTH, STRIP_HEIGHT = 132, 22  # of the drop of one artifact, beside its numbers
 MARK: Final = 6.0
 
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+COLOURS: Final[dict[Precision, str]] = {
+    "fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8-dynamic": "int8", "int16": "int8", "w8a8": "int8",
+    "int8-weights": "weights", "int4-weights": "weights", "palette8": "palette", "palette6": "palette", "palette4": "palette",
+}  # fmt: skip
+"""The style of each precision's mark: one for a kind of arithmetic or of storage, since eleven could not be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,18 @@ def drop_range(artifacts: Sequence[ArtifactReport]) -> tuple[float, float]:
     return min(ends) - pad, max(ends) + pad
 
 
-def legend() -> str:
-    """Shapes are formats, colours precisions."""
+def legend(artifacts: Sequence[ArtifactReport]) -> str:
+    """Shapes are formats, colours precisions: those that the plot shows."""
+    styles: dict[str, list[str]] = {}
+    for precision in dict.fromkeys(artifact.precision for artifact in artifacts):
+        styles.setdefault(COLOURS[precision], []).append(precision)
     items = []
     for name, text in FORMATS.items():
         items.append(f'<span><svg viewBox="0 0 16 16">{_shape(name, 8, 8, "plain")}</svg>{escape(text)}</span>')
-    items += [f'<span><svg viewBox="0 0 16 16">{_shape("onnx", 8, 8, p)}</svg>{p}</span>' for p in PRECISIONS]
+    items += [
+        f'<span><svg viewBox="0 0 16 16">{_shape("onnx", 8, 8, style)}</svg>{", ".join(names)}</span>'
+        for style, names in styles.items()
+    ]
     return f'<p class="legend">{"".join(items)}</p>'
 
 
@@ -185,8 +195,8 @@ def _mark(point: _Point, x: float, y: float, lowest: float) -> str:
     title = f"{name}: {size(artifact.bytes)}, {share(task.value)}, drop at most {points(task.upper95)}"
     return (
         f"<g><title>{escape(title)}</title>"
-        f'<line class="whisker {artifact.precision}" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{lowest:.1f}"/>'
-        f"{_shape(artifact.format, x, y, artifact.precision)}</g>"
+        f'<line class="whisker {COLOURS[artifact.precision]}" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{lowest:.1f}"/>'
+        f"{_shape(artifact.format, x, y, COLOURS[artifact.precision])}</g>"
     )
 
 

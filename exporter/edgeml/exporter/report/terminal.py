@@ -41,7 +41,7 @@ def plain_lines(report: Report) -> Iterator[str]:
 
 
 def _line(artifact: ArtifactReport) -> str:
-    words = [f"{artifact.status:12} {artifact.format:6} {artifact.precision:4}"]
+    words = [f"{artifact.status:12} {artifact.format:6} {artifact.precision}"]
     if artifact.bytes:
         words.append(f"{artifact.bytes:,} bytes")
     if artifact.parity is not None:

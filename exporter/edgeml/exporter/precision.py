@@ -1,0 +1,71 @@
+"""Which precisions each format has: the one table that plans, converters and documents go by.
+
+What a name means in each format stands in docs/export.md; what each is made of, in `quantize/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, get_args
+
+from edgeml.wire.errors import PlanError
+from edgeml.wire.manifest import Format, Precision
+
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+
+AVAILABLE: Final[dict[Format, tuple[Precision, ...]]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "tflite": ("fp32", "fp16", "int8"),
+    "coreml": ("fp32", "fp16", "int8", "int8-weights"),
+}
+
+CALIBRATED: Final[dict[Format, frozenset[Precision]]] = {
+    "onnx": frozenset({"int8"}),
+    "tflite": frozenset({"int8"}),
+    "coreml": frozenset(),
+}
+"""Those whose activations have fixed ranges, which only calibration samples can give."""
+
+INTEGERS: Final = frozenset[Precision]({"int8", "int8-dynamic", "int16", "w8a8"})
+"""Those computed in integers, by kernels that differ from board to board by whole steps."""
+
+
+def computes_in_half(format_: Format, precision: Precision) -> bool:
+    """Whether a healthy board may calculate in float16: everything but fp32 in Core ML does."""
+    return precision == "fp16" or (format_ == "coreml" and precision != "fp32")
+
+
+def left_out(formats: Sequence[Format], precisions: Sequence[Precision]) -> tuple[str, ...]:
+    """A sentence for each precision that some of the formats lack.
+
+    Raises:
+        PlanError: a precision that none of the formats has.
+    """
+    sentences = []
+    for precision in precisions:
+        lacking = [format_ for format_ in formats if precision not in AVAILABLE[format_]]
+        if len(lacking) == len(formats):
+            others = " or ".join(format_ for format_, held in AVAILABLE.items() if precision in held)
+            raise PlanError(
+                f"--precision {precision}: no format that was asked for has it",
+                expected="; ".join(f"{format_}: {','.join(AVAILABLE[format_])}" for format_ in formats),
+                hint=f"add {others} to --to" if others else "choose another precision",
+            )
+        if lacking:
+            sentences.append(f"{precision} is left out for {' and '.join(lacking)}, which does not have it.")
+    return tuple(sentences)
+
+
+def refuse_uncalibrated(formats: Sequence[Format], precisions: Sequence[Precision]) -> None:
+    """Without samples.
+
+    Raises:
+        PlanError: a precision needs them.
+    """
+    for precision in precisions:
+        needing = " and ".join(format_ for format_ in formats if precision in CALIBRATED[format_])
+        if needing:
+            raise PlanError(
+                f"{precision} for {needing} needs activation ranges",
+                hint=f"give samples with --calib FILE.npz, or leave {precision} out of --precision",
+            )
