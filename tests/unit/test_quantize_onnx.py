@@ -9,8 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeml.exporter.calibrate.observers import Range
 from edgeml.exporter.quantize.fold import ready
-from edgeml.exporter.quantize.keep_float import keep_until, rank
-from edgeml.exporter.quantize.onnx import open_onnx_network, to_fp16_onnx, to_int8_onnx
+from edgeml.exporter.quantize.onnx import to_fp16_onnx, to_int8_onnx
 from edgeml.exporter.quantize.qdq import codes, insert, weight_scales
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
@@ -189,18 +188,6 @@ def test_a_layer_kept_float_keeps_its_weights() -> None:
     constants = [numpy_helper.to_array(t) for t in onnx.load_from_string(quantized).graph.initializer]
     assert any(values.dtype == np.float32 and np.array_equal(values, W2) for values in constants)
     assert any(values.dtype == np.int8 and values.shape == W1.shape for values in constants)
-
-
-def test_ranking_finds_the_layer_that_hurts_and_the_fewest_are_kept() -> None:
-    feeds, data = {"x": samples(4)}, dense()
-
-    ranked = rank(open_onnx_network, data, feeds)
-
-    assert {one.layer for one in ranked} == {"h", "y"}
-    assert ranked[0].error <= ranked[1].error
-    assert keep_until(ranked, lambda kept: repr(sorted(kept)).encode(), lambda found: b"y" in found) == frozenset({"y"})
-    assert keep_until(ranked, lambda kept: repr(sorted(kept)).encode(), lambda _: True) == frozenset()
-    assert keep_until(ranked, lambda kept: repr(sorted(kept)).encode(), lambda _: False) is None
 
 
 def test_a_model_without_layers_is_refused() -> None:

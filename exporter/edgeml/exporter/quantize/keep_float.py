@@ -1,59 +1,115 @@
-"""Which layers to leave float when int8 misses its budget: rank them by what each costs, then keep the fewest that do.
+"""Which operators to leave float when a quantized model misses its budget: each one's own share of the error, then sets to try.
 
-ranked = rank(open_onnx_network, model, feeds)
-found = keep_until(ranked, lambda kept: to_int8_onnx(model, feeds, keep_float=kept).model, passes)
+Everything here is decided on calibration samples. Operators are ranked by what quantizing each of them *alone* does to the
+outputs. The sets to try are the first so many of that ranking, from the largest down: a sequence that is fixed before any of
+its sets is judged can be gone through, each set at the full level, until the first that does not pass, and the chance that a
+set which is too bad is taken stays what it was for one (fixed-sequence testing; Maurer, Hothorn and Lehmacher, 1995).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 from edgeml.exporter.calibrate.choose import output_error
-from edgeml.exporter.calibrate.feeds import Feeds
+from edgeml.exporter.calibrate.feeds import Feeds, count, part
 from edgeml.exporter.quantize.layers import Network
-from edgeml.exporter.quantize.static import PLAIN, Bench
+from edgeml.exporter.quantize.result import Quantized
+from edgeml.exporter.quantize.static import Bench, choose
 
-OpenNetwork = Callable[[bytes, frozenset[str]], Network]
-"""A model's network with the named outputs of layers kept float."""
+RANKING_SAMPLES: Final = 64  # more change no order that matters
+MOST_SHARE: Final = 0.5  # of the operators: a model with more of them float is not a quantized one
+FULL_STEPS: Final = 8  # set sizes are tried one by one up to here, then about a quarter apart
+ENOUGH: Final = 0.01  # of the outputs' deviation: an error that float16 is allowed; larger sets change no answer
+ENOUGH_SHARE: Final = 1e-3  # of the whole error's power, likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator that runs on integers and may stay float; named by the tensor it gives."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A model of which one operator is quantized and nothing else: the error of its outputs, in standard deviations; bytes."""
+
+    error: float
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What leaving one layer float is worth: `error` (in standard deviations) is what remains, `extra_bytes` what it costs."""
+    """What leaving one operator float is worth: the error it makes alone, in deviations of the outputs, and what it costs."""
 
-    layer: str
+    operator: Operator
     error: float
     extra_bytes: int
 
-
-def rank(open_network: OpenNetwork, model: bytes, feeds: Feeds) -> tuple[Sensitivity, ...]:
-    """Every int8 layer by the output it gives, the one that helps most first; judged on all of `feeds`."""
-    whole = Bench(open_network(model, frozenset()), feeds)
-    wanted = whole.run(model, feeds)
-    size = len(whole.quantize(PLAIN))
-    found = []
-    for layer in whole.network.layers:
-        bench = Bench(open_network(model, frozenset({layer.output})), feeds)
-        quantized = bench.quantize(PLAIN)
-        error = output_error(wanted, bench.run(quantized, feeds))
-        found.append(Sensitivity(layer.output, error, len(quantized) - size))
-    return tuple(sorted(found, key=lambda one: (one.error, one.extra_bytes, one.layer)))
+    @property
+    def snr_db(self) -> float:
+        """Signal to noise of the outputs: -20 log10 of the error; infinite for none."""
+        return signal_to_noise(self.error)
 
 
-def keep_until(
-    ranked: Sequence[Sensitivity], quantize: Callable[[frozenset[str]], bytes], passes: Callable[[bytes], bool]
-) -> frozenset[str] | None:
-    """The first so many layers of a ranking that make the int8 model pass, less those it passes without.
+class Tuner(Protocol):
+    """One quantized model that can be written with some of its operators left float."""
 
-    `None`: it does not pass even with all of them float.
+    operators: tuple[Operator, ...]
+
+    def alone(self, name: str | None) -> Alone:
+        """With this operator quantized and no other; `None`: none at all."""
+        ...
+
+    def quantize(self, kept: frozenset[str]) -> Quantized:
+        """With these operators left float."""
+        ...
+
+
+class StaticTuner:
+    """Static int8: ranges, rounding and the way to quantize are found once, for the model with everything quantized."""
+
+    def __init__(self, network: Network, model: bytes, feeds: Feeds) -> None:
+        self._bench = Bench(network, feeds)
+        self._way, self._notes = choose(self._bench, model)
+        self._some = part(feeds, 0, max(1, -(-count(feeds) // RANKING_SAMPLES)))
+        self._wanted = self._bench.run(model, self._some)
+        self.operators = tuple(Operator(kind, name) for kind, name in network.operators())
+
+    def alone(self, name: str | None) -> Alone:
+        others = frozenset(operator.name for operator in self.operators) - {name}
+        model = self._bench.quantize(self._way, kept=frozenset(filter(None, others)))
+        return Alone(output_error(self._wanted, self._bench.run(model, self._some)), len(model))
+
+    def quantize(self, kept: frozenset[str]) -> Quantized:
+        return Quantized(self._bench.quantize(self._way, kept=kept), self._notes)
+
+
+def signal_to_noise(error: float) -> float:
+    """-20 log10 of an error in standard deviations, in dB; infinite for none."""
+    return -20 * math.log10(error) if error > 0 else math.inf
+
+
+def ranked(found: Sequence[Sensitivity]) -> list[Sensitivity]:
+    """The operator that hurts most first; of equals, the one that costs least."""
+    return sorted(found, key=lambda one: (-one.error, one.extra_bytes, one.operator.name))
+
+
+def sizes(errors: Sequence[float]) -> list[int]:
+    """How many of the ranked operators to leave float, in the order to try: from the most that makes sense down to 1.
+
+    The most is where the rest's errors, which add up as powers, are `ENOUGH` small, or `MOST_SHARE` of all operators.
     """
-    names = [one.layer for one in ranked]
-    enough = next((n for n in range(len(names) + 1) if passes(quantize(frozenset(names[:n])))), None)
-    if enough is None:
-        return None
-    kept = frozenset(names[:enough])
-    for name in reversed(names[: max(enough - 1, 0)]):
-        if passes(quantize(kept - {name})):
-            kept -= {name}
-    return kept
+    powers = [error * error for error in errors]
+    enough = max(ENOUGH**2, ENOUGH_SHARE * sum(powers))
+    most = max(1, int(MOST_SHARE * len(errors)))
+    start = next((size for size in range(1, most + 1) if sum(powers[size:]) <= enough), most)
+    found = [start]
+    while found[-1] > 1:
+        last = found[-1]
+        found.append(last - 1 if last <= FULL_STEPS else max(FULL_STEPS, int(0.8 * last)))
+    return found

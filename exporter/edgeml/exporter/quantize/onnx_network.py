@@ -15,7 +15,7 @@ from edgeml.exporter.calibrate.onnx import watch_onnx
 from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.exporter.quantize.fold import attribute, consumers, initializers, set_tensor
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
-from edgeml.exporter.quantize.qdq import ACTIVATIONS, float_nodes, insert, shorten_names
+from edgeml.exporter.quantize.qdq import ACTIVATIONS, COMPUTING, LAYERS, float_nodes, insert, shorten_names
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 
@@ -46,9 +46,17 @@ class OnnxNetwork:
         }
 
     def copy(self) -> Self:
+        return self.keeping(frozenset())
+
+    def keeping(self, kept: frozenset[str]) -> Self:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        return type(self)(proto, self.keep_float)
+        return type(self)(proto, self.keep_float | kept)
+
+    def operators(self) -> tuple[tuple[str, str], ...]:
+        kept = float_nodes(self.proto.graph, self.keep_float)
+        nodes = [node for node in self.proto.graph.node if node.op_type in LAYERS | COMPUTING]
+        return tuple((node.op_type, node.output[0]) for node in nodes if node.output[0] not in kept)
 
     def read(self, layer: Layer) -> Floats:
         weights: Floats = numpy_helper.to_array(self.constants[layer.weights]).astype(np.float64)

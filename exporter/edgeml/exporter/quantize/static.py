@@ -59,9 +59,11 @@ class Bench:
         self._watched: dict[bool, _Watched] = {}
         self._rounded: dict[tuple[bool, int | None], tuple[Network, dict[str, Array]]] = {}
 
-    def quantize(self, way: Way, left_out: int | None = None) -> bytes:
-        """From all samples, or from all but every FOLDS-th from `left_out` on."""
+    def quantize(self, way: Way, left_out: int | None = None, kept: frozenset[str] = frozenset()) -> bytes:
+        """From all samples, or from all but every FOLDS-th from `left_out` on; operators that give `kept` stay float."""
         network, scales = self._weights(way.equalize, left_out)
+        if kept:
+            network = without(network, self._watch(way.equalize).network, kept)
         ranges = {name: OBSERVERS[way.observer](seen) for name, seen in self.seen(way.equalize, left_out).items()}
         return network.quantized(ranges, scales)
 
@@ -92,9 +94,27 @@ class Bench:
         return self._rounded[key]
 
 
+def without(rounded: Network, original: Network, kept: frozenset[str]) -> Network:
+    """A copy in which operators that give `kept` stay float, with the weights they had."""
+    copy = rounded.keeping(kept)
+    for layer in original.layers:
+        if layer.output in kept:
+            copy.write(layer, original.read(layer))
+            copy.write_bias(layer, original.read_bias(layer))
+    return copy
+
+
 def to_int8(network: Network, model: bytes, feeds: Feeds) -> Quantized:
     """The best int8 form of `model`, whose network this is."""
-    bench, samples = Bench(network, feeds), count(feeds)
+    bench = Bench(network, feeds)
+    way, notes = choose(bench, model)
+    return Quantized(bench.quantize(way), notes)
+
+
+def choose(bench: Bench, model: bytes) -> tuple[Way, tuple[str, ...]]:
+    """The way with the least error on samples held out, and notes that say so."""
+    network, feeds = bench.network, bench.feeds
+    samples = count(feeds)
     way, note = UNSEEN, f"ranges by {UNSEEN}; {samples} samples are too few to compare with others"
     if samples >= LEAST_SAMPLES:
 
@@ -109,7 +129,7 @@ def to_int8(network: Network, model: bytes, feeds: Feeds) -> Quantized:
         errors |= judged(tuple(way for way in ways if way not in errors))
         way = ways[first_good([errors[way] for way in ways])]
         note = _note(way, errors)
-    return Quantized(bench.quantize(way), (note, *calibration_notes(bench.seen(way.equalize), samples)))
+    return way, (note, *calibration_notes(bench.seen(way.equalize), samples))
 
 
 def _note(way: Way, errors: Mapping[Way, float]) -> str:

@@ -25,6 +25,11 @@ from edgeml.wire.errors import MissingExtraError
 DEVICE: Final = EngineOptions()
 LAYERS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 PASSING: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "RESHAPE", "MEAN", "SQUEEZE"})
+MOVING: Final = frozenset(
+    {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "MAX_POOL_2D", "PAD", "PADV2", "SHAPE",
+     "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "GATHER", "SPLIT", "UNPACK", "CAST", "QUANTIZE", "DEQUANTIZE"}
+)  # fmt: skip
+FLOAT: Final = frozenset({"SOFTMAX"})  # stays float whatever is asked
 SMALL_SHARE: Final = 0.05  # of all weights: a last layer of this size stays float; a larger one gives float from int8 weights
 
 Operator = tuple[str, Any, tuple[str, ...], str]
@@ -61,7 +66,17 @@ class TfliteNetwork:
         self.links = links(steps, outputs, channels)
 
     def copy(self) -> Self:
-        return type(self)(self.model, self.keep_float)
+        return self.keeping(frozenset())
+
+    def keeping(self, kept: frozenset[str]) -> Self:
+        return type(self)(self.model, self.keep_float | kept)
+
+    def operators(self) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            (kind, output)
+            for kind, _, _, output in self._operators(_schema())
+            if kind not in MOVING | FLOAT and output not in self.keep_float
+        )
 
     def read(self, layer: Layer) -> Floats:
         stored = self._values(layer.weights).astype(np.float64)

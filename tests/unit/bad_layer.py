@@ -1,0 +1,77 @@
+"""A small ONNX classifier of which int8 spoils one layer: an activation has a channel a thousand times larger than the rest."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeml.runtime.backends import Array
+
+INPUTS, WIDTH, CLASSES = 16, 24, 5
+LARGE = 1000.0
+SPOILED = "h1"
+"""What the layer gives that reads the large channel: rounding its input is what int8 cannot do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    layers: tuple[Array, ...]
+
+    def __call__(self, x: Array) -> Array:
+        """The scores, by numpy in float64."""
+        values = x.astype(np.float64)
+        for number, weight in enumerate(self.layers):
+            values = values @ weight
+            if number < len(self.layers) - 1:
+                values = np.where(values > 0, values, np.expm1(np.minimum(values, 0))) if number == 0 else np.maximum(values, 0)
+        return np.asarray(values)
+
+
+def weights() -> Weights:
+    """The large channel is made small again by the layer that reads it, so that the scores depend on all channels alike."""
+    rng = np.random.default_rng(0)
+    sizes = (INPUTS, WIDTH, WIDTH, WIDTH, CLASSES)
+    layers = [rng.normal(size=pair).astype(np.float32) / np.float32(pair[0] ** 0.5) for pair in itertools.pairwise(sizes)]
+    layers[0][:, 3] *= LARGE
+    layers[1][3] /= LARGE
+    return Weights(tuple(layers))
+
+
+def model() -> bytes:
+    layers = weights().layers
+    nodes, value = [], "x"
+    for number in range(len(layers)):
+        last = number == len(layers) - 1
+        nodes.append(helper.make_node("Gemm", [value, f"w{number}", f"b{number}"], ["y" if last else f"h{number}"]))
+        if not last:
+            value = f"t{number}"  # ELU: through a function that does not scale, equalizing channels cannot repair it
+            nodes.append(helper.make_node("Elu" if number == 0 else "Relu", [f"h{number}"], [value]))
+    constants = {f"w{number}": weight for number, weight in enumerate(layers)}
+    constants |= {f"b{number}": np.zeros(weight.shape[1], np.float32) for number, weight in enumerate(layers)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def samples(count: int, seed: int) -> tuple[Array, Array]:
+    """Inputs, and as labels what the model itself says."""
+    x = np.random.default_rng(seed).normal(size=(count, INPUTS)).astype(np.float32)
+    return x, weights()(x).argmax(axis=1)
+
+
+def write(folder: Path, *, calibration: int = 200, evaluation: int = 1000) -> None:
+    """bad.onnx, calib.npz, eval.npz."""
+    (folder / "bad.onnx").write_bytes(model())
+    np.savez(folder / "calib.npz", x=samples(calibration, 1)[0])
+    x, y = samples(evaluation, 2)
+    np.savez(folder / "eval.npz", x=x, y=y)

@@ -1,0 +1,76 @@
+"""Which operators are left float: ranked by what each does alone, tried from the most to the fewest."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgeml.exporter.quantize.keep_float import Operator, Sensitivity, StaticTuner, ranked, signal_to_noise, sizes
+from edgeml.exporter.quantize.onnx import open_onnx_network
+from edgeml.runtime.backends import EngineOptions
+from edgeml.runtime.backends.onnx import open_onnx
+from tests.unit import bad_layer
+
+
+@pytest.fixture(scope="module")
+def tuner() -> StaticTuner:
+    data, (x, _) = bad_layer.model(), bad_layer.samples(64, 1)
+    return StaticTuner(open_onnx_network(data), data, {"x": x})
+
+
+def test_the_operator_that_int8_spoils_is_ranked_first(tuner: StaticTuner) -> None:
+    base = tuner.alone(None)
+    found = ranked(
+        [
+            Sensitivity(operator, alone.error, base.bytes - alone.bytes)
+            for operator in tuner.operators
+            if (alone := tuner.alone(operator.name))
+        ]
+    )
+
+    assert base.error < 1e-5
+    assert found[0].operator == Operator("Gemm", bad_layer.SPOILED)
+    assert found[0].error > 10 * found[1].error
+    assert found[0].extra_bytes > 24 * 24  # three more bytes for each of its weights, less scales
+
+
+def test_leaving_it_float_repairs_the_model(tuner: StaticTuner) -> None:
+    x, labels = bad_layer.samples(400, 2)
+
+    def right(kept: frozenset[str]) -> float:
+        backend = open_onnx(tuner.quantize(kept).model, EngineOptions(kernels="exact"))
+        return float(np.mean(backend.run([x])[0].argmax(axis=1) == labels))
+
+    assert right(frozenset()) < 0.8
+    assert right(frozenset({bad_layer.SPOILED})) > 0.97
+
+
+def test_a_layer_left_float_has_the_weights_of_the_model_not_rounded_ones(tuner: StaticTuner) -> None:
+    model = onnx.load_from_string(tuner.quantize(frozenset({bad_layer.SPOILED})).model)
+
+    constants = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    assert any(np.array_equal(values, bad_layer.weights().layers[1]) for values in constants)
+    assert sum(values.dtype == np.int8 and values.ndim == 2 for values in constants) == 3
+
+
+def test_sizes_begin_where_the_rest_no_longer_matters() -> None:
+    assert sizes([1.0, 0.004, 0.004, 0.004, 0.004, 0.004]) == [1]
+    assert sizes([1.0, 0.5, 0.004, 0.004, 0.004, 0.004]) == [2, 1]
+
+
+def test_sizes_never_leave_more_than_half_float() -> None:
+    assert sizes([0.5] * 6) == [3, 2, 1]
+    assert sizes([0.5]) == [1]
+
+
+def test_sizes_of_many_operators_are_far_apart_where_there_are_many() -> None:
+    found = sizes([0.5] * 100)
+
+    assert found == [50, 40, 32, 25, 20, 16, 12, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_signal_to_noise_is_in_decibels() -> None:
+    assert signal_to_noise(0.1) == pytest.approx(20.0)
+    assert signal_to_noise(0.0) == float("inf")
