@@ -150,7 +150,7 @@ class Agent:
         It is asked on the agent's thread before a version is tested and switched to, and again every `[update] postpone_s`; it
         should answer at once. A rollback does not wait, and no wait is longer than `[update] most_postpone_s`.
         """
-        self._device.postpone = ask
+        self._device.rules.postpone = ask
 
     @property
     def status(self) -> Status:

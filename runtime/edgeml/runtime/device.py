@@ -27,21 +27,19 @@ import msgspec
 import urllib3
 
 from edgeml.runtime import updater
-from edgeml.runtime.atomic import write_file
 from edgeml.runtime.config import AgentConfig
 from edgeml.runtime.conversation import Conversation
 from edgeml.runtime.fetch import Fetcher
 from edgeml.runtime.install import Engine, Installer
+from edgeml.runtime.managed import Managed, Rules
 from edgeml.runtime.slots import Slots
 from edgeml.runtime.spool import Lane, Spool
 from edgeml.runtime.trust import Trust
-from edgeml.runtime.updater import Policy, Update, step
-from edgeml.runtime.window import Hold, hold, parse_windows
+from edgeml.runtime.updater import Update
 from edgeml.wire.errors import ConfigError, EdgemlError, LinkError
 from edgeml.wire.messages import Desired, Drift, Report, State, Telemetry, decode, encode, pack
 
 DETAIL_LIMIT: Final = 500  # characters of a report's explanation
-STATE_RETRY_S: Final = 5.0  # how often a full disk is asked again whether it takes the state
 MOST_MODELS: Final = 64  # on one device; a wrong document must not fill the disk with folders
 
 Job = Callable[[], None]
@@ -68,17 +66,6 @@ class Sensor(Protocol):
         ...
 
 
-class _Managed:
-    """One model's machine, where it is stored, and its worker."""
-
-    def __init__(self, update: Update, installer: Installer, path: Path) -> None:
-        self.update = update
-        self.installer = installer
-        self.path = path
-        self.unsaved: list[updater.Event] = []  # events whose outcome the disk would not take
-        self.retry_at = 0.0
-
-
 class Device:
     """See the module.
 
@@ -92,7 +79,7 @@ class Device:
         ignored: messages that were not what they claimed; counted, never acted on.
         drift: by model, its manifest's digest and the newest comparison of each stream with the bundle's reference.
         dirty: set whenever something changed that a status file would show.
-        postpone: asked before a new version is tested and switched to; true keeps it waiting.
+        rules: of updates; the application may set `rules.postpone`.
     """
 
     def __init__(
@@ -109,9 +96,9 @@ class Device:
         self.config = config
         self.id = config.device.id
         self._engine, self._sensor, self._workers, self._pool = engine, sensor, workers, pool
-        self._now, self._jitter = now, jitter
+        self._now = now
         self._inbox: queue.SimpleQueue[tuple[str, updater.Event]] = queue.SimpleQueue()
-        self._managed: dict[str, _Managed] = {}
+        self._managed: dict[str, Managed] = {}
         self._closing = False
         self.ignored = 0
         self._defects = 0
@@ -120,9 +107,7 @@ class Device:
         _make_folder(config.data)
         self.spool = Spool(config.data / "spool.sqlite", cap_bytes=config.telemetry.spool_bytes)
         self._trust = _trust(config, pool, now)
-        self._policy = _policy(config)
-        self._windows = parse_windows(config.update.windows)
-        self.postpone: Callable[[], bool] = lambda: False
+        self.rules = Rules(config.update, note=engine.note, now=now, jitter=jitter)
         self.conversation = Conversation(
             config, pool=pool, spool=self.spool, describe=self._state, on_desired=self.desired, ask=self._ask, jitter=jitter
         )
@@ -156,12 +141,8 @@ class Device:
             model, event = self._inbox.get()
             self._handle(model, event)
         for managed in list(self._managed.values()):
-            if managed.unsaved and not 0 < managed.retry_at - now <= STATE_RETRY_S:
-                events, managed.unsaved = managed.unsaved, []
-                for event in events:
-                    self._step(managed, event)
-            if not managed.unsaved and updater.is_due(managed.update, now, self._policy):
-                self._step(managed, updater.Tick())
+            for event in managed.due():
+                self._step(managed, event)
         if not 0 < self._window_ends - now <= self.config.telemetry.window_s:  # it is over, or the clock was put back
             self.flush()
             ends, window_s = self._window_ends, self.config.telemetry.window_s
@@ -208,21 +189,20 @@ class Device:
         self.conversation.close()
         self.spool.close()
 
-    def _manage(self, model: str) -> _Managed:
+    def _manage(self, model: str) -> Managed:
         folder = self.config.data / "models" / model
         slots = Slots(folder, model)
         update = self.config.update
         fetcher = Fetcher(self._pool, stall_s=update.stall_s, bytes_per_s=update.bytes_per_s)
         installer = Installer(model, slots, self._trust, fetcher, self._engine, lambda: self._wanted(model))
-        managed = _Managed(_stored(folder / "update.json", model), installer, folder / "update.json")
-        self._managed[model] = managed
+        self._managed[model] = managed = Managed(installer, folder / "update.json", self.rules)
         return managed
 
     def _wanted(self, model: str) -> str | None:
         managed = self._managed.get(model)
         return None if managed is None or self._closing else managed.update.wanted
 
-    def _boot(self, managed: _Managed) -> None:
+    def _boot(self, managed: Managed) -> None:
         installer = managed.installer
         table = self.config.models.get(installer.model)
         if table is not None and table.bundle is not None:
@@ -237,12 +217,10 @@ class Device:
         factory = installer.factory[0] if installer.factory else None
         events: list[updater.Event] = [updater.Booted(installed, factory)]
         while events:
-            update, actions = self._outcome(managed, events.pop(0))
-            self._save(managed, update)  # a full disk must not keep a device from answering
-            managed.update = update
-            self._carry_out(managed, update, [a for a in actions if isinstance(a, updater.Switch)], events.append)
+            actions = managed.boot(events.pop(0))
+            self._carry_out(managed, managed.update, [a for a in actions if isinstance(a, updater.Switch)], events.append)
             later = [a for a in actions if not isinstance(a, updater.Switch) and not (events and isinstance(a, updater.Tell))]
-            self._submit(managed, update, later)
+            self._submit(managed, later)
 
     def _handle(self, model: str, event: updater.Event) -> None:
         managed = self._managed.get(model)
@@ -256,53 +234,17 @@ class Device:
         if managed is not None:
             self._step(managed, event)
 
-    def _step(self, managed: _Managed, event: updater.Event) -> None:
-        """One step of the machine: store the new state, then act."""
-        if managed.unsaved:
-            managed.unsaved.append(event)
-            return
-        update, actions = self._outcome(managed, event)
-        if update != managed.update and not self._save(managed, update):
-            managed.unsaved.append(event)
-            managed.retry_at = self._now() + STATE_RETRY_S
-            return
-        managed.update = update
-        self._submit(managed, update, actions)
+    def _step(self, managed: Managed, event: updater.Event) -> None:
+        """One step of the machine: its new state is stored, then we act."""
+        self._submit(managed, managed.step(event))
 
-    def _outcome(self, managed: _Managed, event: updater.Event) -> updater.Outcome:
-        now = self._now()
-        held = self._hold(managed.update, now)
-        return step(managed.update, event, now, policy=self._policy, jitter=self._jitter(), hold=held)
-
-    def _hold(self, update: Update, now: float) -> Hold | None:
-        table = self.config.update
-        return hold(
-            self._windows, now, is_postponed=self._is_postponed(update, now), again_s=table.postpone_s,
-            blocks_download=not table.download_outside,
-        )  # fmt: skip
-
-    def _is_postponed(self, update: Update, now: float) -> bool:
-        is_patient = update.held_since is None or now - update.held_since < self.config.update.most_postpone_s
-        if update.stage not in {"downloading", "verified"} or not is_patient:
-            return False
-        try:
-            return self.postpone()
-        except Exception as error:  # noqa: BLE001 - the application's code on our thread: its mistake must not end the agent
-            self._engine.note(update.model, f"postpone: {type(error).__name__}: {error}")
-            return False
-
-    def _save(self, managed: _Managed, update: Update) -> bool:
+    def _submit(self, managed: Managed, actions: Sequence[updater.Action]) -> None:
         self.dirty = True
-        try:
-            write_file(managed.path, msgspec.json.encode(update))
-        except OSError:
-            return False
-        return True
-
-    def _submit(self, managed: _Managed, update: Update, actions: Sequence[updater.Action]) -> None:
         if actions:
             model = managed.update.model
-            job = functools.partial(self._carry_out, managed, update, actions, lambda event: self._inbox.put((model, event)))
+            job = functools.partial(
+                self._carry_out, managed, managed.update, actions, lambda event: self._inbox.put((model, event))
+            )
             self._workers.update(functools.partial(self._guarded, job))
 
     def _ask(self, job: Job) -> None:
@@ -319,7 +261,7 @@ class Device:
                 log.exception("device %s: defect number %d", self.id, self._defects)
 
     def _carry_out(
-        self, managed: _Managed, update: Update, actions: Sequence[updater.Action], post: Callable[[updater.Event], None]
+        self, managed: Managed, update: Update, actions: Sequence[updater.Action], post: Callable[[updater.Event], None]
     ) -> None:
         is_damaged = False
         for action in actions:
@@ -334,7 +276,7 @@ class Device:
             if event is not None:
                 post(event)
 
-    def _tell(self, managed: _Managed, update: Update, stage: updater.Stage) -> None:
+    def _tell(self, managed: Managed, update: Update, stage: updater.Stage) -> None:
         target = update.target
         seq = self.spool.next_seq()
         report = Report(
@@ -369,15 +311,6 @@ class Device:
         )  # fmt: skip
 
 
-def _stored(path: Path, model: str) -> Update:
-    """The machine's state as it was stored; a fresh one if there is none that can be read."""
-    try:
-        update = msgspec.json.decode(path.read_bytes(), type=Update)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return Update(model)
-    return update if update.model == model else Update(model)
-
-
 def _trust(config: AgentConfig, pool: urllib3.PoolManager, now: Callable[[], float]) -> Trust | None:
     if config.service is None:
         return None
@@ -389,18 +322,6 @@ def _trust(config: AgentConfig, pool: urllib3.PoolManager, now: Callable[[], flo
             f"TUF root {str(path)!r} cannot be read: {error.strerror}", hint="copy root.json from your fleet"
         ) from error
     return Trust(config.data / "trust", config.service.url, root, pool=pool, now=now)
-
-
-def _policy(config: AgentConfig) -> Policy:
-    table = config.update
-    return Policy(
-        soak_s=table.soak_s,
-        health_s=table.health_s,
-        most_error_share=table.most_error_share,
-        least_runs=table.least_runs,
-        backoff_s=table.backoff_s,
-        backoff_cap_s=table.backoff_cap_s,
-    )
 
 
 def _make_folder(folder: Path) -> None:
