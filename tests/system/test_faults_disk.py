@@ -34,6 +34,10 @@ soak_s = 3
 health_s = 1
 backoff_s = 1
 backoff_cap_s = 2
+shadow_s = 4
+shadow_calls = 3
+least_agreement = 0.0
+most_latency_ratio = 1000.0
 [telemetry]
 window_s = 2
 [models.toy]
@@ -58,6 +62,7 @@ class Table:
         assert self._process.stdout.readline() == "ready\n"
         calm = self.run(None, 0)["second"]
         assert (calm["stage"], calm["version"], calm["defects"]) == ("confirmed", "1.1.0", 0), calm
+        assert {"shadow", "soaking"} <= {report["state"] for report in self._service.reports.values()}
         self.steps: list[str] = calm["steps"]
 
     def points(self) -> list[int]:

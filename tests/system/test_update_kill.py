@@ -20,7 +20,7 @@ from tests.unit.bundles import logits, make_bundle
 
 SEED = int(os.environ.get("EDGEML_TEST_SEED", "20261123"))
 KILLS = 10
-AN_UPDATE_S = 3.5  # about what one takes here: a slow download, a self-test in a child, a short soak
+AN_UPDATE_S = 4.0  # about what one takes here: a slow download, a self-test in a child, a short shadow, a short soak
 
 SETTINGS = """
 [device]
@@ -35,6 +35,10 @@ poll_s = 0.2
 soak_s = 0.6
 health_s = 0.2
 backoff_s = 0.2
+shadow_s = 0.6
+shadow_calls = 20
+least_agreement = 0.0
+most_latency_ratio = 1000.0
 [models.toy]
 bundle = "{bundle}"
 """

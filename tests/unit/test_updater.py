@@ -9,11 +9,13 @@ import msgspec
 import pytest
 
 from edgeml.runtime import updater as u
+from edgeml.runtime.endings import MOST_PENALTIES
 from edgeml.wire.messages import Target
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 VERSIONS = {A: "1.0.0", B: "1.1.0", C: "1.2.0", D: "1.3.0"}
 POLICY = u.Policy(soak_s=300.0, health_s=30.0, most_error_share=0.2, least_runs=20, backoff_s=10.0, backoff_cap_s=100.0)
+SHADOW = msgspec.structs.replace(POLICY, shadow_s=600.0, shadow_calls=100, least_agreement=0.9, most_latency_ratio=2.0)
 
 
 def target(digest: str, *, not_before: float = 0.0, deadline: float | None = None) -> Target:
@@ -34,9 +36,13 @@ class Bench:
     work: list[u.Work] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)  # fail their self-test
     offline: bool = False
+    policy: u.Policy = POLICY
+    beside: str | None = None
+    unlike: set[str] = field(default_factory=set)  # disagree with whatever answers
+    calls: int = 10  # of the application, between two looks
 
     def send(self, event: u.Event) -> None:
-        self.update, actions = u.step(self.update, event, self.now, policy=POLICY, jitter=self.jitter)
+        self.update, actions = u.step(self.update, event, self.now, policy=self.policy, jitter=self.jitter)
         self.update = msgspec.json.decode(msgspec.json.encode(self.update), type=u.Update)  # what is stored is all there is
         for action in actions:
             if isinstance(action, u.Tell):
@@ -61,9 +67,18 @@ class Bench:
             case u.SelfTest():
                 failed = u.Failed(action.digest, action.attempt, "self_test", "off by one", retryable=False)
                 self.send(failed if action.digest in self.broken else u.Tested(action.digest, action.attempt))
+            case u.RunBeside():
+                assert self.serving is not None
+                self.beside = action.digest
+            case u.Compare():
+                agreed = 0 if action.digest in self.unlike else self.calls
+                tally = u.Tally(self.calls, agreed, served_s=0.01 * self.calls, shadow_s=0.01 * self.calls)
+                self.send(u.Compared(action.digest, tally if action.digest == self.beside else None))
+            case u.StopBeside():
+                self.beside = None
             case u.Switch():
                 assert action.digest is None or action.digest in self.disk
-                self.serving = action.digest
+                self.serving, self.beside = action.digest, None
             case u.CheckHealth():
                 self.send(u.Health(action.digest, runs=100, errors=0))
             case u.Prune():
@@ -84,13 +99,13 @@ class Bench:
 
     def boot(self) -> None:
         self.work.clear()
-        self.serving = None
+        self.serving = self.beside = None
         self.send(u.Booted(tuple(sorted(self.disk))))
 
     def confirm(self, digest: str, rev: int) -> None:
         self.want(digest, rev)
         self.settle()
-        self.wait(400)
+        self.wait(400 + self.policy.shadow_s)
         assert self.update.stage == "confirmed"
         assert self.update.confirmed == digest
 
@@ -365,7 +380,7 @@ def test_a_first_version_that_fails_its_soak_leaves_nothing_to_answer() -> None:
 
 def test_bad_digests_are_remembered_up_to_a_limit() -> None:
     update = u.Update("kws")
-    digests = [f"{i:064x}" for i in range(u.MOST_PENALTIES + 3)]
+    digests = [f"{i:064x}" for i in range(MOST_PENALTIES + 3)]
     for rev, digest in enumerate(digests, start=1):
         update, _ = u.step(update, u.Wanted(rev, Target("kws", f"1.0.{rev}", digest)), 0.0, policy=POLICY, jitter=0.0)
         failed = u.Failed(digest, update.attempt, "self_test", "", retryable=False)
@@ -380,11 +395,12 @@ def test_backoff_is_between_zero_and_its_cap(jitter: float) -> None:
     assert u.backoff_s(1000, POLICY, jitter) == jitter * 100.0
 
 
-def _history(seed: int) -> None:
+def _history(seed: int, policy: u.Policy = POLICY) -> None:
     """Random wishes, duplicated, reordered and late, with power cuts at any action; then peace."""
     luck = random.Random(seed)
     broken = {d for d in (B, C, D) if luck.random() < 0.25}
-    bench = Bench(disk={A}, broken=broken)
+    unlike = {d for d in (B, C, D) if policy.shadow_s > 0 and luck.random() < 0.25}
+    bench = Bench(disk={A}, broken=broken, policy=policy, unlike=unlike)
     bench.send(u.Booted((A,), factory=A))
     wishes = [u.Wanted(rev, target(luck.choice([A, B, C, D]))) for rev in range(1, luck.randint(2, 8))]
     line = [w for w in wishes for _ in range(luck.choice([1, 1, 2, 3]))]
@@ -397,6 +413,7 @@ def _history(seed: int) -> None:
         elif dice < 0.35:
             bench.disk.add(A)
             bench.work.clear()
+            bench.beside = None
             bench.send(u.Booted(tuple(sorted(bench.disk)), factory=A))
         elif dice < 0.45:
             bench.offline = not bench.offline
@@ -424,7 +441,8 @@ def _history(seed: int) -> None:
 
 def _invariants(bench: Bench) -> None:
     update = bench.update
-    assert update.active is None or update.active not in bench.broken
+    assert update.active is None or update.active not in bench.broken | bench.unlike
+    assert bench.beside is None or update.stage == "shadow" or bench.work
     assert update.active is not None  # a factory version is there, so something always answers
     assert len(update.installed) <= 4
 
@@ -432,6 +450,11 @@ def _invariants(bench: Bench) -> None:
 def test_a_thousand_random_histories_end_on_what_was_wanted() -> None:
     for seed in range(1000):
         _history(seed)
+
+
+def test_five_hundred_random_histories_with_a_shadow_stage_end_on_what_was_wanted() -> None:
+    for seed in range(500):
+        _history(seed, SHADOW)
 
 
 @pytest.mark.slow

@@ -11,17 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import Board, this_board
 from edgeml.runtime.install import Vitals, code_of
-from edgeml.runtime.model import Model, load
+from edgeml.runtime.model import Model, Result, load
+from edgeml.runtime.shadow import agree
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trust import Custom
-from edgeml.wire.errors import BundleError, EdgemlError, InputError, UpdateError
+from edgeml.runtime.update import Tally
+from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
 from edgeml.wire.messages import State, Telemetry
 
 Feed = dict[str, Array]
@@ -55,6 +57,17 @@ class Models:
             raise found
         return found
 
+    def loaded(self, digest: str) -> Model:
+        """A version that some device prepared.
+
+        Raises:
+            EngineError: none did.
+        """
+        found = self._loaded.get(digest)
+        if not isinstance(found, Model):
+            raise EngineError(f"{digest[:12]} is not prepared")
+        return found
+
     def share(self, digest: str, path: Path) -> None:
         """Let equal files be one on disk."""
         with self._lock:
@@ -82,6 +95,14 @@ class _Serving:
     errors: int = 0
 
 
+@dataclass(slots=True)
+class _Beside:
+    """A version that sees what another one answers, and what was counted since it was asked about."""
+
+    model: Model
+    tally: Tally = field(default_factory=Tally)
+
+
 def _named(feed: Feed, model: Model) -> Feed:
     """`x` stands for the input of a model that has one."""
     inputs = model.manifest.signature.inputs
@@ -102,6 +123,7 @@ class SharedEngine:
         self._now = now
         self._serving: dict[str, _Serving] = {}
         self._left: list[_Serving] = []
+        self._beside: dict[str, _Beside] = {}
         self.runs = 0
         self.refused_inputs = 0
 
@@ -117,7 +139,9 @@ class SharedEngine:
     def _run(self, serving: _Serving, feed: Feed) -> None:
         self.runs += 1
         try:
-            serving.window.record(serving.model.run(_named(feed, serving.model)))
+            result = serving.model.run(_named(feed, serving.model))
+            serving.window.record(result)
+            self._compare(serving.model, result, feed)
         except InputError:
             self.refused_inputs += 1
             serving.window.record_error("input")
@@ -144,10 +168,37 @@ class SharedEngine:
         self._models.model(digest, path)
         self._models.share(digest, path)
 
+    def run_beside(self, model: str, digest: str) -> None:
+        self._beside[model] = _Beside(self._models.loaded(digest))
+
+    def compared(self, model: str, digest: str) -> Tally | None:
+        beside = self._beside.get(model)
+        if beside is None or beside.model.digest != digest:
+            return None
+        tally, beside.tally = beside.tally, Tally()
+        return tally
+
+    def stop_beside(self, model: str) -> None:
+        self._beside.pop(model, None)
+
+    def _compare(self, served: Model, result: Result, feed: Feed) -> None:
+        beside = self._beside.get(served.name)
+        if beside is None:
+            return
+        try:
+            other = beside.model.run(_named(feed, beside.model))
+        except EdgemlError:
+            beside.tally = beside.tally.plus(Tally(errors=1))
+            return
+        agreed = agree(beside.model.manifest, result.outputs, other.outputs)
+        times = {"served_s": result.latency_s, "shadow_s": other.latency_s}
+        beside.tally = beside.tally.plus(Tally(runs=1, agreed=int(agreed), **times))
+
     def switch(self, model: str, digest: str | None, path: Path | None) -> None:
         old = self._serving.get(model)
         if old is not None and digest == old.model.digest:
             return
+        self._beside.pop(model, None)
         if digest is None or path is None:
             self._serving.pop(model, None)
         else:

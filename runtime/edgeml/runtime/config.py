@@ -94,6 +94,11 @@ class UpdateTable(_Table, frozen=True):
     download_outside: bool = False  # bytes may come outside the windows too
     postpone_s: Seconds = 60.0  # how often an application that postpones is asked again
     most_postpone_s: Seconds = 7 * 86400.0  # longer than this it cannot keep an update waiting
+    shadow_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # a new version runs beside the old one first, so long at most
+    shadow_calls: Count = 200  # compared calls that are enough to decide sooner
+    shadow_cpu_share: Share = 0.25  # of one core, for the version that runs beside
+    least_agreement: Share = 0.9  # of its answers with the old version's; fewer, and the new one is refused
+    most_latency_ratio: Annotated[float, msgspec.Meta(gt=0.0)] = 2.0  # of the time a call takes; more, and it is refused
 
 
 class TelemetryTable(_Table, frozen=True):

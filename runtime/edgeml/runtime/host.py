@@ -33,6 +33,7 @@ from edgeml.runtime.swap import Leased, leased
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
+from edgeml.runtime.update import Tally
 from edgeml.runtime.variants import Arm
 from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
 from edgeml.wire.messages import ShadowCounts, State, Telemetry
@@ -123,6 +124,7 @@ class Host:
         self._retired: list[Serving] = []
         self._beside: dict[str, Shadow | Arm] = {}
         self._arms: dict[str, Serving] = {}
+        self._told: dict[str, Tally] = {}  # of candidates, by digest
         self._lock = threading.Lock()
         self._board = this_board()
         self.threads = Threads(ASYNC_CALLS, "edgeml-run")
@@ -181,8 +183,32 @@ class Host:
         if prepared is not None and prepared.model.digest != digest:
             prepared.retire()
             prepared = None
-        self._replace(model, prepared or self._checked(model, digest, path))
+        new = prepared or self._checked(model, digest, path)
+        self._end_candidate(model)
+        self._replace(model, new)
         self._set_beside(model)
+
+    def run_beside(self, model: str, digest: str) -> None:
+        prepared = self._prepared.get(model)
+        if prepared is None or prepared.model.digest != digest:
+            raise EngineError(f"{digest[:12]} of {model!r} is not prepared")
+        self._end_beside(model)  # a challenger rests meanwhile
+        self._told[digest] = Tally()
+        share = self._config.update.shadow_cpu_share
+        self._beside[model] = Shadow(prepared.model, share=1.0, cpu_share=share, owned=False)
+
+    def compared(self, model: str, digest: str) -> Tally | None:
+        beside = self._beside.get(model)
+        if not isinstance(beside, Shadow) or beside.model.digest != digest or digest not in self._told:
+            return None
+        total = beside.total
+        told, self._told[digest] = self._told[digest], total
+        return total.minus(told)
+
+    def stop_beside(self, model: str) -> None:
+        self._forget_prepared(model)
+        if model in self._serving:
+            self._set_beside(model)
 
     def vitals(self, model: str, digest: str) -> Vitals:
         serving = self._serving.get(model)
@@ -270,6 +296,12 @@ class Host:
         self._arms[model] = serving
         return Arm(serving.run, serving.retire, share=challenger.share, salt=challenger.salt)
 
+    def _end_candidate(self, model: str) -> None:
+        """Let a version that runs beside before it answers leave its inputs to itself; it stays loaded."""
+        beside = self._beside.get(model)
+        if isinstance(beside, Shadow) and self._told.pop(beside.model.digest, None) is not None:
+            self._end_beside(model)
+
     def _end_beside(self, model: str) -> None:
         beside, arm = self._beside.pop(model, None), self._arms.pop(model, None)
         if beside is not None:
@@ -320,6 +352,7 @@ class Host:
         )
 
     def _forget_prepared(self, model: str) -> None:
+        self._end_candidate(model)
         prepared = self._prepared.pop(model, None)
         if prepared is not None:
             prepared.retire()

@@ -78,6 +78,22 @@ class Engine(Protocol):
         """
         ...
 
+    def run_beside(self, model: str, digest: str) -> None:
+        """Show the version that was prepared the inputs of live calls too; what runs now goes on answering.
+
+        Raises:
+            EdgemlError: it is not prepared.
+        """
+        ...
+
+    def compared(self, model: str, digest: str) -> updater.Tally | None:
+        """What the version that runs beside did since the last time; `None` if it does not run."""
+        ...
+
+    def stop_beside(self, model: str) -> None:
+        """Free the version that runs beside, if one does; `switch` needs no such call."""
+        ...
+
     def vitals(self, model: str, digest: str) -> Vitals:
         """How the active version does."""
         ...
@@ -132,13 +148,18 @@ class Installer:
                 return self.fetch(action.target, action.attempt)
             case updater.SelfTest():
                 return self.self_test(action.digest, action.attempt)
+            case updater.RunBeside():
+                return self.run_beside(action.digest, action.attempt)
+            case updater.Compare():
+                return updater.Compared(action.digest, self.engine.compared(self.model, action.digest))
+            case updater.StopBeside():
+                return self.engine.stop_beside(self.model)
             case updater.Switch():
                 return self.switch(action.digest)
             case updater.CheckHealth():
                 return self.health(action.digest)
             case updater.Prune():
-                self.prune(action.keep)
-                return None
+                return self.prune(action.keep)
 
     def fetch(self, target: Target, attempt: int) -> updater.Event | None:
         """Signed metadata, then bytes, then a slot. `None` if nobody wants it any more."""
@@ -160,6 +181,13 @@ class Installer:
         except EdgemlError as error:
             return updater.Failed(digest, attempt, code_of(error), str(error), is_retryable(error))
         return updater.Tested(digest, attempt)
+
+    def run_beside(self, digest: str, attempt: int) -> updater.Event | None:
+        try:
+            self.engine.run_beside(self.model, digest)
+        except EdgemlError as error:
+            return updater.Failed(digest, attempt, code_of(error), str(error), is_retryable(error))
+        return None
 
     def switch(self, digest: str | None) -> updater.Event | None:
         try:
@@ -263,13 +291,15 @@ def _unforeseen(action: updater.Work, error: Exception) -> updater.Event | None:
     match action:
         case updater.Fetch():
             return updater.Failed(action.target.manifest_sha256 or "", action.attempt, code, detail, retryable=True)
-        case updater.SelfTest():
+        case updater.SelfTest() | updater.RunBeside():
             return updater.Failed(action.digest, action.attempt, code, detail, retryable=True)
+        case updater.Compare():
+            return updater.Compared(action.digest, None)
         case updater.CheckHealth():
             return updater.Health(action.digest, 0, 0, f"{code}: {detail}")
         case updater.Switch():
             return None if action.digest is None else updater.Damaged(action.digest, f"{code}: {detail}")
-        case updater.Prune():
+        case updater.Prune() | updater.StopBeside():
             return None
 
 

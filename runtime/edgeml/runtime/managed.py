@@ -44,6 +44,10 @@ class Rules:
             least_runs=table.least_runs,
             backoff_s=table.backoff_s,
             backoff_cap_s=table.backoff_cap_s,
+            shadow_s=table.shadow_s,
+            shadow_calls=table.shadow_calls,
+            least_agreement=table.least_agreement,
+            most_latency_ratio=table.most_latency_ratio,
         )
         self._windows = parse_windows(table.windows)
         self._note = note
@@ -66,7 +70,7 @@ class Rules:
 
     def _is_postponed(self, update: Update, now: float) -> bool:
         is_patient = update.held_since is None or now - update.held_since < self._table.most_postpone_s
-        if update.stage not in {"downloading", "verified"} or not is_patient:
+        if update.stage not in {"downloading", "verified", "shadow"} or not is_patient:
             return False
         try:
             return self.postpone()

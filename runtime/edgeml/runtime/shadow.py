@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec.structs import asdict
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.model import Model, Result
+from edgeml.runtime.update import Tally
 from edgeml.wire.errors import EdgemlError
 from edgeml.wire.manifest import Manifest
 from edgeml.wire.messages import ShadowCounts
@@ -38,10 +40,11 @@ class _Sample:
 
 
 class Shadow:
-    """Runs `model` beside another version; owns it. Thread-safe.
+    """Runs `model` beside another version. Thread-safe.
 
     Args:
         model: the new version.
+        owned: close it with the shadow; a version that is to answer next must outlive it.
         share: of the calls.
         cpu_share: of one core, over any longer time.
         clock, chance: of `time.monotonic` and `random.random`.
@@ -53,18 +56,19 @@ class Shadow:
         *,
         share: float,
         cpu_share: float,
+        owned: bool = True,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.model = model
-        self._share, self._cpu_share = share, cpu_share
+        self._share, self._cpu_share, self._owned = share, cpu_share, owned
         self._clock, self._chance = clock, chance
         self._samples: queue.SimpleQueue[_Sample | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._debt_s = 0.0  # core seconds used beyond the share; no sample is taken while there are any
         self._debt_at = clock()
-        self._open_window()
+        self._total = self._taken = Tally()
         self._thread = threading.Thread(target=self._work, name="edgeml-shadow", daemon=True)
         self._thread.start()
 
@@ -75,22 +79,20 @@ class Shadow:
             self._offer(inputs, result)
         return result
 
+    @property
+    def total(self) -> Tally:
+        """Everything that was counted."""
+        with self._lock:
+            return self._total
+
     def take(self) -> ShadowCounts | None:
         """What was counted since the last time; `None` if nothing was."""
         manifest = self.model.manifest
         with self._lock:
-            counts = ShadowCounts(
-                version=manifest.version,
-                manifest_sha256=manifest.digest,
-                runs=self._runs,
-                agreed=self._agreed,
-                errors=self._errors,
-                skipped=self._skipped,
-                served_s=self._served_s,
-                shadow_s=self._shadow_s,
-            )
-            self._open_window()
-        return counts if counts.runs or counts.errors or counts.skipped else None
+            counts, self._taken = self._total.minus(self._taken), self._total
+        if counts == Tally():
+            return None
+        return ShadowCounts(version=manifest.version, manifest_sha256=manifest.digest, **asdict(counts))
 
     def drain(self) -> None:
         """Wait until every sample that was taken is counted."""
@@ -101,10 +103,11 @@ class Shadow:
                     done.set()
 
     def retire(self) -> None:
-        """End the thread and close the model."""
+        """End the thread, and close the model if it is ours."""
         self._samples.put(None)
         self._thread.join(STOP_S)
-        self.model.close()
+        if self._owned:
+            self.model.close()
 
     def _offer(self, inputs: Mapping[str, Array], result: Result) -> None:
         with self._lock:
@@ -112,7 +115,7 @@ class Shadow:
             self._debt_s = max(0.0, self._debt_s - self._cpu_share * (now - self._debt_at))
             self._debt_at = now
             if self._debt_s > 0.0 or self._waiting >= QUEUE:
-                self._skipped += 1
+                self._total = self._total.plus(Tally(skipped=1))
                 return
             self._waiting += 1
         served = {name: array.copy() for name, array in result.outputs.items()}
@@ -131,20 +134,14 @@ class Shadow:
                 self._count(result, sample, self._clock() - started)
 
     def _count(self, result: Result | None, sample: _Sample, took_s: float) -> None:
+        counts = Tally(errors=1)
+        if result is not None:
+            agreed = agree(self.model.manifest, sample.served, result.outputs)
+            counts = Tally(runs=1, agreed=int(agreed), served_s=sample.served_s, shadow_s=result.latency_s)
         with self._lock:
             self._waiting -= 1
             self._debt_s += took_s
-            if result is None:
-                self._errors += 1
-                return
-            self._runs += 1
-            self._agreed += agree(self.model.manifest, sample.served, result.outputs)
-            self._served_s += sample.served_s
-            self._shadow_s += result.latency_s
-
-    def _open_window(self) -> None:
-        self._runs = self._agreed = self._errors = self._skipped = 0
-        self._served_s = self._shadow_s = 0.0
+            self._total = self._total.plus(counts)
 
 
 def agree(manifest: Manifest, served: Mapping[str, Array], beside: Mapping[str, Array]) -> bool:

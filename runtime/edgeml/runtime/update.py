@@ -5,16 +5,39 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import astuple
 
 from edgeml.wire.messages import Target
 
 Stage = Literal[
-    "offered", "downloading", "verified", "self_test", "soaking", "confirmed", "failed", "rejected", "rolled_back"
+    "offered", "downloading", "verified", "self_test", "shadow", "soaking", "confirmed", "failed", "rejected", "rolled_back"
 ]  # fmt: skip
 
 
+class Tally(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a version did beside the one that answers, on the same inputs; everything in it adds."""
+
+    runs: int = 0
+    agreed: int = 0
+    errors: int = 0
+    skipped: int = 0  # inputs left out to keep to the share of the processor
+    served_s: float = 0.0  # what the version that answers took
+    shadow_s: float = 0.0
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def minus(self, other: Tally) -> Tally:
+        """What came since `other`."""
+        return Tally(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def latency_ratio(self) -> float | None:
+        return self.shadow_s / self.served_s if self.served_s > 0 else None
+
+
 class Policy(msgspec.Struct, frozen=True):
-    """How careful and how patient to be."""
+    """How careful and how patient to be. `shadow_s` 0: a new version does not run beside the old one first."""
 
     soak_s: float = 300.0
     health_s: float = 30.0
@@ -22,6 +45,10 @@ class Policy(msgspec.Struct, frozen=True):
     least_runs: int = 20
     backoff_s: float = 30.0
     backoff_cap_s: float = 3600.0
+    shadow_s: float = 0.0
+    shadow_calls: int = 200
+    least_agreement: float = 0.9
+    most_latency_ratio: float = 2.0
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -29,7 +56,8 @@ class Update(msgspec.Struct, frozen=True):
 
     `installed` are the manifest digests that can be opened here, `factory` among them if the device was shipped with one;
     `penalties` the digests not to try again, with the reason. `wake_at` is when the machine next has something to do by itself.
-    `attempt` numbers what was begun: what comes back from an earlier attempt is not heard.
+    `attempt` numbers what was begun: what comes back from an earlier attempt is not heard. `proven` are installed versions that
+    stood a soak here: going back to one is no experiment.
     """
 
     model: str
@@ -53,6 +81,9 @@ class Update(msgspec.Struct, frozen=True):
     retryable: bool = False
     penalties: dict[str, str] = {}
     held_since: float | None = None  # since when the application postpones it
+    proven: tuple[str, ...] = ()
+    shadow_until: float | None = None
+    shadow: Tally | None = None  # of the version that runs beside, over all processes
 
     @property
     def wanted(self) -> str | None:
@@ -115,6 +146,13 @@ class Tested(msgspec.Struct, frozen=True):
     attempt: int
 
 
+class Compared(msgspec.Struct, frozen=True):
+    """What the version that runs beside did since the last time; no `tally` if it does not run."""
+
+    digest: str
+    tally: Tally | None
+
+
 class Health(msgspec.Struct, frozen=True):
     """How the active version does since its switch; `problem` if its self-test failed when run again."""
 
@@ -131,7 +169,7 @@ class Damaged(msgspec.Struct, frozen=True):
     detail: str
 
 
-Event = Wanted | Booted | Tick | Fetched | Waiting | Failed | Tested | Health | Damaged
+Event = Wanted | Booted | Tick | Fetched | Waiting | Failed | Tested | Compared | Health | Damaged
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -146,6 +184,23 @@ class SelfTest(msgspec.Struct, frozen=True):
 
     digest: str
     attempt: int
+
+
+class RunBeside(msgspec.Struct, frozen=True):
+    """Let this version see the inputs of live calls too, which the active one answers; answer with Failed if it cannot."""
+
+    digest: str
+    attempt: int
+
+
+class Compare(msgspec.Struct, frozen=True):
+    """Look at the version that runs beside; answer with Compared."""
+
+    digest: str
+
+
+class StopBeside(msgspec.Struct, frozen=True):
+    """Nobody wants the version that runs beside any more."""
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -172,6 +227,6 @@ class Tell(msgspec.Struct, frozen=True):
     stage: Stage
 
 
-Work = Fetch | SelfTest | Switch | CheckHealth | Prune
+Work = Fetch | SelfTest | RunBeside | Compare | StopBeside | Switch | CheckHealth | Prune
 Action = Work | Tell
 Outcome = tuple[Update, tuple[Action, ...]]

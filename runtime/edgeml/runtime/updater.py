@@ -1,6 +1,6 @@
 """The update of one model on one device, as a machine without IO: `step(update, event, now)` gives a state and actions.
 
-    offered → downloading → verified → self_test → soaking → confirmed
+    offered → downloading → verified → self_test → [shadow →] soaking → confirmed
                  failed (retried while that can help) · rejected (not even tried) · rolled_back (tried, and taken back)
 
 Rules it keeps, whatever arrives in whatever order:
@@ -8,6 +8,7 @@ Rules it keeps, whatever arrives in whatever order:
 - the caller stores the new state before it does the first action; every action can be done again after a crash
 - what is in a slot is not downloaded: going back needs no network
 - `active` only ever names a version that passed its self-test here; `confirmed` the last one that stood its soak
+- with `shadow_s`, a new version first runs beside the active one, whose answers are given; a proven one need not
 - an unhealthy version, or one that restarts the device TRIAL_BOOTS times while it soaks, is taken back and not tried again
 - a clock that falls back, or that was far ahead and is put right, delays nothing by more than one period
 - a failure that trying again can mend is tried MOST_TRIES times; a service out of reach is no failure, only a wait
@@ -19,10 +20,14 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from edgeml.runtime import beside
+from edgeml.runtime.endings import REJECTIONS, backoff_s, end, fail, penalise, reject, roll_back, way_back
 from edgeml.runtime.update import (
     Action,
     Booted,
     CheckHealth,
+    Compare,
+    Compared,
     Damaged,
     Event,
     Failed,
@@ -32,9 +37,12 @@ from edgeml.runtime.update import (
     Outcome,
     Policy,
     Prune,
+    RunBeside,
     SelfTest,
     Stage,
+    StopBeside,
     Switch,
+    Tally,
     Tell,
     Tested,
     Tick,
@@ -49,6 +57,8 @@ __all__ = [
     "Action",
     "Booted",
     "CheckHealth",
+    "Compare",
+    "Compared",
     "Damaged",
     "Event",
     "Failed",
@@ -58,9 +68,12 @@ __all__ = [
     "Outcome",
     "Policy",
     "Prune",
+    "RunBeside",
     "SelfTest",
     "Stage",
+    "StopBeside",
     "Switch",
+    "Tally",
     "Tell",
     "Tested",
     "Tick",
@@ -74,12 +87,7 @@ __all__ = [
 ]
 
 TRIAL_BOOTS: Final = 3  # one more than the retry that a watchdog or a flaky supply explains
-MOST_TRIES: Final = 3  # per revision
-MOST_PENALTIES: Final = 16  # digests remembered as bad; older ones the fleet has long forgotten
 STEADY_S: Final = 600.0  # up for so long, a restart is no longer this version's doing
-
-REJECTIONS: Final = frozenset({"signature", "no_variant", "untrusted", "unlisted", "deadline", "penalty_box", "bad_target"})
-"""Codes of an offer that was refused before it could do anything."""
 
 
 def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: float, hold: Hold | None = None) -> Outcome:
@@ -103,8 +111,8 @@ def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: fl
             return _failed(update, event, now, policy, jitter)
         case Tested():
             return _tested(update, event, now, policy)
-        case Health():
-            return _health(update, event, now, policy)
+        case Compared() | Health():
+            return _looked_at(update, event, now, policy, hold)
         case Damaged():
             return _damaged(update, event, now, policy, jitter)
 
@@ -122,14 +130,11 @@ def _in_time(update: Update, now: float, policy: Policy) -> Update:
     if wake_at is not None and update.stage not in {"offered", "verified"}:  # these may well wait for their hour
         longest_s = max(policy.soak_s, policy.health_s, policy.backoff_cap_s)
         wake_at = now if wake_at > now + longest_s else wake_at
-    if (soak_until, booted_at, wake_at) == (update.soak_until, update.booted_at, update.wake_at):
+    shadow_until = None if update.shadow_until is None else min(update.shadow_until, now + policy.shadow_s)
+    now_set = (update.soak_until, update.booted_at, update.wake_at, update.shadow_until)
+    if (soak_until, booted_at, wake_at, shadow_until) == now_set:
         return update
-    return replace(update, soak_until=soak_until, booted_at=booted_at, wake_at=wake_at)
-
-
-def backoff_s(tries: int, policy: Policy, jitter: float) -> float:
-    """Full jitter: uniform between 0 and base * 2^(tries - 1), capped."""
-    return jitter * min(policy.backoff_cap_s, policy.backoff_s * 2.0 ** min(tries - 1, 32))
+    return replace(update, soak_until=soak_until, booted_at=booted_at, wake_at=wake_at, shadow_until=shadow_until)
 
 
 def _wanted(update: Update, event: Wanted, now: float, policy: Policy, hold: Hold | None) -> Outcome:
@@ -137,13 +142,14 @@ def _wanted(update: Update, event: Wanted, now: float, policy: Policy, hold: Hol
         return update, ()
     same = update.target is not None and event.target.version == update.target.version
     same = same and event.target.manifest_sha256 == update.wanted
-    under_way = update.stage in {"downloading", "verified", "self_test", "soaking", "rolled_back"}
+    under_way = update.stage in {"downloading", "verified", "self_test", "shadow", "soaking", "rolled_back"}
     update = replace(update, rev=event.rev, target=event.target)
     if same and under_way and update.stage is not None:
         return update, (Tell(update.stage),)
+    alone: tuple[Action, ...] = (StopBeside(),) if update.stage == "shadow" else ()
     update, actions = _taken_back(update)
     update, more = _offer(_fresh(update), now, policy, hold)
-    return update, (*actions, *more)
+    return update, (*alone, *actions, *more)
 
 
 def _taken_back(update: Update) -> Outcome:
@@ -157,7 +163,7 @@ def _taken_back(update: Update) -> Outcome:
 def _fresh(update: Update) -> Update:
     return replace(
         update, stage="offered", tries=0, waits=0, boots=0, wake_at=None, downloaded_bytes=0,
-        code=None, detail=None, retryable=False, held_since=None,
+        code=None, detail=None, retryable=False, held_since=None, shadow_until=None, shadow=None,
     )  # fmt: skip
 
 
@@ -166,18 +172,18 @@ def _offer(update: Update, now: float, policy: Policy, hold: Hold | None) -> Out
     assert target is not None
     if target.version is None:
         left = () if update.factory is None else (update.factory,)
-        gone = _end(replace(update, active=None, confirmed=None, installed=left), "confirmed")
+        gone = end(replace(update, active=None, confirmed=None, installed=left), "confirmed")
         return gone, (Switch(None), Prune(()), Tell("confirmed"))
     if digest is None:
-        return _reject(update, "bad_target", f"version {target.version!r} without a manifest digest")
+        return reject(update, "bad_target", f"version {target.version!r} without a manifest digest")
     if digest == update.active == update.confirmed:
-        return _end(update, "confirmed"), (Tell("confirmed"),)
+        return end(update, "confirmed"), (Tell("confirmed"),)
     if digest == update.active:
         return _soak(update, digest, now, policy), (Tell("soaking"),)
     if digest in update.penalties:
-        return _reject(update, "penalty_box", f"{digest[:12]} failed here before: {update.penalties[digest]}")
+        return reject(update, "penalty_box", f"{digest[:12]} failed here before: {update.penalties[digest]}")
     if target.deadline is not None and now > target.deadline:
-        return _reject(update, "deadline", "offered too late to start")
+        return reject(update, "deadline", "offered too late to start")
     if now < target.not_before:
         return replace(update, stage="offered", wake_at=target.not_before), (Tell("offered"),)
     if hold is not None and hold.blocks_download and digest not in update.installed:
@@ -188,11 +194,15 @@ def _offer(update: Update, now: float, policy: Policy, hold: Hold | None) -> Out
 def _held(update: Update, stage: Stage, now: float, hold: Hold) -> Outcome:
     """Wait in `stage`; said once, since waiting is no news."""
     is_news = (stage, hold.code) != (update.stage, update.code)
-    since = (update.held_since or now) if hold.code == "postponed" else update.held_since
     update = replace(
-        update, stage=stage, wake_at=hold.until, code=hold.code, detail=hold.detail, retryable=False, held_since=since
+        update, stage=stage, wake_at=hold.until, code=hold.code, detail=hold.detail, retryable=False,
+        held_since=_held_since(update, now, hold),
     )  # fmt: skip
     return update, (Tell(stage),) if is_news else ()
+
+
+def _held_since(update: Update, now: float, hold: Hold) -> float | None:
+    return (update.held_since or now) if hold.code == "postponed" else update.held_since
 
 
 def _test(update: Update, digest: str) -> Outcome:
@@ -204,11 +214,15 @@ def _begin(update: Update) -> Outcome:
     target, digest = update.target, update.wanted
     assert target is not None
     assert digest is not None
-    update = replace(update, attempt=update.attempt + 1, code=None, detail=None, retryable=False, wake_at=None, boots=0)
+    update = replace(
+        update, attempt=update.attempt + 1, code=None, detail=None, retryable=False, wake_at=None, boots=0,
+        shadow_until=None, shadow=None,
+    )  # fmt: skip
     if digest in update.installed:
         return replace(update, stage="self_test"), (Tell("verified"), Tell("self_test"), SelfTest(digest, update.attempt))
     keep = tuple(d for d in dict.fromkeys((update.active, update.confirmed, update.factory)) if d is not None)
-    update = replace(update, stage="downloading", installed=tuple(d for d in update.installed if d in keep))
+    proven = tuple(d for d in update.proven if d in keep)
+    update = replace(update, stage="downloading", installed=tuple(d for d in update.installed if d in keep), proven=proven)
     return update, (Tell("downloading"), Prune(keep), Fetch(target, update.attempt))
 
 
@@ -239,30 +253,42 @@ def _waiting(update: Update, event: Waiting, now: float, policy: Policy, jitter:
 
 
 def _failed(update: Update, event: Failed, now: float, policy: Policy, jitter: float) -> Outcome:
-    if update.stage not in {"downloading", "self_test"} or event.attempt != update.attempt:
+    if update.stage not in {"downloading", "self_test", "shadow"} or event.attempt != update.attempt:
         return update, ()
     update = replace(update, downloaded_bytes=update.downloaded_bytes + event.moved_bytes)
     if event.code in REJECTIONS:
-        return _reject(update, event.code, event.detail)
-    return _fail(update, event, now, policy, jitter)
-
-
-def _fail(update: Update, event: Failed, now: float, policy: Policy, jitter: float) -> Outcome:
-    tries = update.tries + 1
-    again = event.retryable and tries < MOST_TRIES
-    update = replace(
-        update, stage="failed", tries=tries, code=event.code, detail=event.detail, retryable=again, boots=0,
-        wake_at=now + backoff_s(tries, policy, jitter) if again else None,
-    )  # fmt: skip
-    if not event.retryable:
-        update = _penalise(update, event.digest, event.code)
-    return update, (Tell("failed"),)
+        return reject(update, event.code, event.detail)
+    return fail(update, event, now, policy, jitter)
 
 
 def _tested(update: Update, event: Tested, now: float, policy: Policy) -> Outcome:
     if update.stage != "self_test" or event.attempt != update.attempt:
         return update, ()
+    if beside.is_needed(update, event.digest, policy):
+        return beside.begin(update, event.digest, now, policy)
     return _soak(update, event.digest, now, policy), (Switch(event.digest), Tell("soaking"))
+
+
+def _compared(update: Update, event: Compared, now: float, policy: Policy, hold: Hold | None) -> Outcome:
+    """Go on, wait for more calls, or refuse; a version that waits only for its window goes on being compared."""
+    if update.stage != "shadow" or event.digest != update.wanted:
+        return update, ()
+    update = beside.counted(update, event, now, policy)
+    if now - update.booted_at >= min(STEADY_S, policy.shadow_s / 2):
+        update = replace(update, boots=0)
+    if not beside.is_decided(update, now, policy):
+        return (update, ()) if event.tally is not None else _test(update, event.digest)
+    objection = beside.objection(update, policy)
+    if objection is not None:
+        update = penalise(update, event.digest, "shadow")
+        update, told = reject(update, "shadow", f"{objection}; {beside.words(update)}")
+        return update, (StopBeside(), *told)
+    if hold is not None:
+        is_news = hold.code != update.code
+        update = replace(update, code=hold.code, detail=hold.detail, held_since=_held_since(update, now, hold))
+        return update, (Tell("shadow"),) if is_news else ()
+    update = replace(_soak(update, event.digest, now, policy), detail=beside.words(update))
+    return update, (Switch(event.digest), Tell("soaking"))
 
 
 def _soak(update: Update, digest: str, now: float, policy: Policy) -> Update:
@@ -283,21 +309,30 @@ def _tick(update: Update, now: float, policy: Policy, hold: Hold | None) -> Outc
             return _test(update, update.wanted) if hold is None else _held(update, "verified", now, hold)
         case "downloading":
             return replace(update, wake_at=None), (Fetch(update.target, update.attempt),)
+        case "shadow" if update.wanted is not None:
+            return replace(update, wake_at=now + policy.health_s), (Compare(update.wanted),)
         case "soaking" if update.active is not None:
             return replace(update, wake_at=now + policy.health_s), (CheckHealth(update.active),)
         case _:
             return replace(update, wake_at=None), ()
 
 
+def _looked_at(update: Update, event: Compared | Health, now: float, policy: Policy, hold: Hold | None) -> Outcome:
+    if isinstance(event, Compared):
+        return _compared(update, event, now, policy, hold)
+    return _health(update, event, now, policy)
+
+
 def _health(update: Update, event: Health, now: float, policy: Policy) -> Outcome:
     if update.stage != "soaking" or event.digest != update.active:
         return update, ()
     if event.problem is not None:
-        return _roll_back(update, "health", event.problem)
+        return roll_back(update, "health", event.problem)
     if event.runs >= max(policy.least_runs, 1) and event.errors > policy.most_error_share * event.runs:
-        return _roll_back(update, "health", f"{event.errors} of {event.runs} runs failed since the switch")
+        return roll_back(update, "health", f"{event.errors} of {event.runs} runs failed since the switch")
     if now >= update.soak_until:
-        return _end(replace(update, confirmed=update.active), "confirmed"), (Tell("confirmed"),)
+        stood = (*(d for d in update.proven if d != event.digest), event.digest)
+        return end(replace(update, confirmed=update.active, proven=stood), "confirmed"), (Tell("confirmed"),)
     steady = now - update.booted_at >= min(STEADY_S, policy.soak_s / 2)
     wake_at = min(now + policy.health_s, update.soak_until)
     return replace(update, boots=0 if steady else update.boots, wake_at=wake_at), ()
@@ -322,12 +357,12 @@ def _resumed(update: Update, now: float, hold: Hold | None) -> Outcome:
             return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target, update.attempt))
         case "verified" if hold is not None and update.wanted in update.installed:
             return _held(update, "verified", now, hold)
-        case "verified" | "self_test":
+        case "verified" | "self_test" | "shadow":
             return _tested_again(replace(update, boots=update.boots + 1))
         case "soaking":
             update = replace(update, boots=update.boots + 1, wake_at=now)
             if update.boots >= TRIAL_BOOTS:
-                return _roll_back(update, "boot_loop", f"{update.boots} restarts while soaking")
+                return roll_back(update, "boot_loop", f"{update.boots} restarts while soaking")
             return update, (Tell("soaking"),)
         case None:
             return update, ()
@@ -340,8 +375,8 @@ def _tested_again(update: Update) -> Outcome:
     assert digest is not None
     assert target is not None
     if update.boots >= TRIAL_BOOTS:
-        update = _penalise(replace(update, retryable=False, wake_at=None), digest, "crash")
-        detail = f"{update.boots} restarts in the self-test"
+        update = penalise(replace(update, retryable=False, wake_at=None), digest, "crash")
+        detail = f"{update.boots} restarts in the self-test" + (" or beside the old version" if update.shadow_until else "")
         return replace(update, stage="failed", code="crash", detail=detail, boots=0), (Tell("failed"),)
     if digest not in update.installed:
         return replace(update, stage="downloading"), (Tell("downloading"), Fetch(target, update.attempt))
@@ -358,39 +393,10 @@ def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter:
         confirmed=None if event.digest == update.confirmed else update.confirmed,
     )  # fmt: skip
     if was_active:
-        update = replace(update, active=_way_back(update, event.digest))
+        update = replace(update, active=way_back(update, event.digest))
     moves: tuple[Action, ...] = (Switch(update.active), Prune(installed)) if was_active else (Prune(installed),)
-    if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test"}:
+    if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test", "shadow"}:
         return update, moves
     failure = Failed(event.digest, update.attempt, "damaged", event.detail, retryable=True)
-    update, told = _fail(replace(update, tries=0), failure, now, policy, jitter)
+    update, told = fail(replace(update, tries=0), failure, now, policy, jitter)
     return update, (*moves, *told)
-
-
-def _roll_back(update: Update, code: str, detail: str) -> Outcome:
-    bad = update.active
-    assert bad is not None
-    back = _way_back(update, bad)
-    update = _penalise(replace(update, active=back, confirmed=back, code=code, detail=detail, retryable=False), bad, code)
-    return _end(update, "rolled_back"), (Switch(back), Tell("rolled_back"))
-
-
-def _way_back(update: Update, bad: str) -> str | None:
-    if update.confirmed != bad and update.confirmed in update.installed:
-        return update.confirmed
-    return next((d for d in reversed(update.installed) if d != bad and d not in update.penalties), None)
-
-
-def _reject(update: Update, code: str, detail: str) -> Outcome:
-    return _end(replace(update, code=code, detail=detail, retryable=False), "rejected"), (Tell("rejected"),)
-
-
-def _end(update: Update, stage: Stage) -> Update:
-    return replace(update, stage=stage, wake_at=None, boots=0, waits=0)
-
-
-def _penalise(update: Update, digest: str, code: str) -> Update:
-    kept = {d: c for d, c in update.penalties.items() if d != digest}
-    while len(kept) >= MOST_PENALTIES:
-        del kept[next(iter(kept))]
-    return replace(update, penalties={**kept, digest: code})
