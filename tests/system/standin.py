@@ -77,6 +77,7 @@ class Service:
     Attributes:
         chunk_bytes, chunk_s: bodies of bundles go out in such pieces, such a time apart.
         target_bytes: body bytes of bundles sent so far.
+        gives_ranges, ranges: whether a Range is heeded, and those that were: (first byte, byte after the last).
         reports: every report, by device and sequence number.
     """
 
@@ -89,6 +90,8 @@ class Service:
         self.telemetry: dict[tuple[str, int], dict[str, Any]] = {}
         self.chunk_bytes, self.chunk_s = 1 << 20, 0.0
         self.target_bytes = 0
+        self.gives_ranges = True
+        self.ranges: list[tuple[int, int]] = []
         self.requests: list[str] = []
         self._port = port
         self._server: ThreadingHTTPServer | None = None
@@ -200,14 +203,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _target(self, data: bytes | None) -> None:
         if data is None:
             return self._answer(None)
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        asked = self.headers.get("Range", "") if self.service.gives_ranges else ""
+        first, _, last = (asked.removeprefix("bytes=") or "0-").partition("-")
+        start, end = int(first), min(int(last or len(data)), len(data) - 1) + 1
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.service.ranges.append((start, end))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        for begin in range(start, len(data), self.service.chunk_bytes):
-            piece = data[begin : begin + self.service.chunk_bytes]
+        for begin in range(start, end, self.service.chunk_bytes):
+            piece = data[begin : min(begin + self.service.chunk_bytes, end)]
             self.wfile.write(piece)
             self.service.target_bytes += len(piece)
             if self.service.chunk_s:

@@ -64,6 +64,7 @@ class Table:
         assert (calm["stage"], calm["version"], calm["defects"]) == ("confirmed", "1.1.0", 0), calm
         assert {"shadow", "soaking"} <= {report["state"] for report in self._service.reports.values()}
         self.steps: list[str] = calm["steps"]
+        assert any(".parts" in step for step in self.steps)  # the bundle was built from blobs
 
     def points(self) -> list[int]:
         """Numbers of the steps, each kind of step at its first, second and last time."""

@@ -14,7 +14,7 @@ from edgeml.runtime.fetch import Fetcher
 from edgeml.runtime.install import Installer, Vitals
 from edgeml.runtime.slots import Slots
 from edgeml.runtime.trust import Custom, Trust
-from edgeml.runtime.updater import Fetched
+from edgeml.runtime.updater import Fetched, Tally
 from edgeml.wire.delta import delta_path
 from edgeml.wire.messages import Target
 from tests.system.standin import Service
@@ -41,6 +41,13 @@ class Engine:
 
     def switch(self, model: str, digest: str | None, path: Path | None) -> None: ...
 
+    def run_beside(self, model: str, digest: str) -> None: ...
+
+    def compared(self, model: str, digest: str) -> Tally | None:
+        return None
+
+    def stop_beside(self, model: str) -> None: ...
+
     def vitals(self, model: str, digest: str) -> Vitals:
         return Vitals(0, 0)
 
@@ -52,11 +59,11 @@ class Engine:
 
 
 class Board:
-    """A device that has 1.0.0 from the factory, and a service that has 1.1.0."""
+    """A device that has 1.0.0 from the factory, and a service that has 1.1.0; both have `second`, if it is given."""
 
-    def __init__(self, folder: Path, service: Service, pool: urllib3.PoolManager) -> None:
-        self.old = make_bundle(folder / "old", version="1.0.0", model=OLD.tobytes())
-        self.new = make_bundle(folder / "new", version="1.1.0", model=NEW.tobytes())
+    def __init__(self, folder: Path, service: Service, pool: urllib3.PoolManager, *, second: bytes | None = None) -> None:
+        self.old = make_bundle(folder / "old", version="1.0.0", model=OLD.tobytes(), second=second)
+        self.new = make_bundle(folder / "new", version="1.1.0", model=NEW.tobytes(), second=second)
         self.service = service
         self.target: Target = service.publish(self.new)
         self.base = read_contents(self.old).manifest.digest

@@ -10,6 +10,7 @@ from edgeml.wire.manifest import (
     SCHEMA,
     Artifact,
     Binding,
+    Format,
     Manifest,
     Parity,
     Requirement,
@@ -22,18 +23,10 @@ X = TensorSpec("x", "float32", ("batch", 4))
 Y = TensorSpec("y", "float32", ("batch", 3))
 
 
-def make_manifest(model: bytes, name: str, version: str) -> Manifest:
-    artifact = Artifact(
-        format="onnx",
-        precision="fp32",
-        precision_found="fp32",
-        sha256=sha256_hex(model),
-        bytes=len(model),
-        requires=Requirement("onnxruntime"),
-        inputs=(Binding("x", "x", 0, "float32", ("batch", 4)),),
-        outputs=(Binding("y", "y", 0, "float32", ("batch", 3)),),
-        parity=Parity("pass", "verified", n=8, max_abs=0.0, rms=0.0),
-    )
+def make_manifest(model: bytes, name: str, version: str, *, second: bytes | None = None) -> Manifest:
+    models: dict[Format, bytes] = {"onnx": model}
+    if second is not None:
+        models["tflite"] = second
     return Manifest(
         schema=SCHEMA,
         name=name,
@@ -43,13 +36,30 @@ def make_manifest(model: bytes, name: str, version: str) -> Manifest:
         exporter={"edgeml": "0"},
         options={},
         seed=0,
-        artifacts=(artifact,),
+        artifacts=tuple(_artifact(kind, data) for kind, data in models.items()),
     )
 
 
-def make_bundle(folder: Path, *, name: str = "kws", version: str = "1.0.0", model: bytes = b"model bytes") -> Path:
-    """Write `<name>-<version>.edgeml` into `folder`, made if missing."""
+def _artifact(kind: Format, model: bytes) -> Artifact:
+    return Artifact(
+        format=kind,
+        precision="fp32",
+        precision_found="fp32",
+        sha256=sha256_hex(model),
+        bytes=len(model),
+        requires=Requirement("onnxruntime" if kind == "onnx" else "litert"),
+        inputs=(Binding("x", "x", 0, "float32", ("batch", 4)),),
+        outputs=(Binding("y", "y", 0, "float32", ("batch", 3)),),
+        parity=Parity("pass", "verified", n=8, max_abs=0.0, rms=0.0),
+    )
+
+
+def make_bundle(
+    folder: Path, *, name: str = "kws", version: str = "1.0.0", model: bytes = b"model bytes", second: bytes | None = None
+) -> Path:
+    """Write `<name>-<version>.edgeml` into `folder`, made if missing; `second` is a TFLite artifact beside the ONNX one."""
     path = folder / f"{name}-{version}.edgeml"
     folder.mkdir(parents=True, exist_ok=True)
-    write_bundle(make_manifest(model, name, version), {sha256_hex(model): model}, path)
+    blobs = {sha256_hex(data): data for data in (model, second) if data is not None}
+    write_bundle(make_manifest(model, name, version, second=second), blobs, path)
     return path

@@ -191,8 +191,8 @@ class SharedEngine:
             beside.tally = beside.tally.plus(Tally(errors=1))
             return
         agreed = agree(beside.model.manifest, result.outputs, other.outputs)
-        times = {"served_s": result.latency_s, "shadow_s": other.latency_s}
-        beside.tally = beside.tally.plus(Tally(runs=1, agreed=int(agreed), **times))
+        counts = Tally(runs=1, agreed=int(agreed), served_s=result.latency_s, shadow_s=other.latency_s)
+        beside.tally = beside.tally.plus(counts)
 
     def switch(self, model: str, digest: str | None, path: Path | None) -> None:
         old = self._serving.get(model)

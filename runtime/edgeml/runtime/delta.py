@@ -18,15 +18,16 @@ from typing import BinaryIO, Final
 import msgspec
 import numpy as np
 
-from edgeml.runtime.atomic import Write, discard, write_all
+from edgeml.runtime.assemble import assemble
+from edgeml.runtime.atomic import Write, discard
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.slots import storage_error
-from edgeml.wire.canonical import ZipEntry, directory, header_size, local_header, zip_size
+from edgeml.wire.canonical import zip_size
 from edgeml.wire.contract import check_manifest
 from edgeml.wire.delta import DICTIONARY_BYTES, HEADER_LIMIT_BYTES, MAGIC, FileDelta, Header, Piece
 from edgeml.wire.errors import EdgemlError, UpdateError
 from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, decode_manifest
-from edgeml.wire.packed import MANIFEST, digest_file, layout
+from edgeml.wire.packed import layout
 
 CHUNK_BYTES: Final = 64 * 1024
 UNPACK_LIMIT_BYTES: Final = 4 * 1024 * 1024 + DICTIONARY_BYTES  # what liblzma may take
@@ -75,12 +76,15 @@ class _Rebuild:
         if zip_size(files) != result_bytes:
             raise refused(f"it makes {zip_size(files)} bytes, {result_bytes} are signed for")
         self._require_complete(header, manifest)
-        descriptor = os.open(result, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            self._blobs(descriptor, header, text, files)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        changed = {file.sha256: file for file in header.blobs}
+
+        def content(digest: str) -> Iterator[bytes]:
+            file = changed.get(digest)
+            if file is None:
+                return iter([self._base.blob(digest)])
+            return self._content(file, self._base.blob(file.base) if file.base is not None else b"")
+
+        assemble(result, manifest, text, content, first=changed, write=self._write)
 
     def _header(self) -> Header:
         start = self._file.read(len(MAGIC) + 4)
@@ -107,39 +111,6 @@ class _Rebuild:
         lacking = {digest: size for digest, size in manifest.blobs().items() if digest not in held}
         if lacking != {file.sha256: file.bytes for file in header.blobs}:
             raise refused("it does not bring exactly what the base lacks")
-
-    def _blobs(self, descriptor: int, header: Header, text: bytes, files: list[tuple[str, int]]) -> None:
-        """Blobs that come first in the delta need not come first in the bundle, so each is written to its own place."""
-        starts: dict[str, int] = {}
-        position = 0
-        for name, size in files:
-            position += header_size(name)
-            starts[name.rpartition("/")[2]] = position
-            position += size
-        crcs: dict[str, int] = {}
-        changed = {file.sha256: file for file in header.blobs}
-        for file in header.blobs:
-            base = self._base.blob(file.base) if file.base is not None else b""
-            crcs[file.sha256] = self._place(descriptor, starts[file.sha256], self._content(file, base))
-        for digest in starts.keys() - changed.keys() - {MANIFEST, files[1][0]}:
-            crcs[digest] = self._place(descriptor, starts[digest], iter([self._base.blob(digest)]))
-        small = {MANIFEST: text, files[1][0]: digest_file(hashlib.sha256(text).hexdigest())}
-        for name, data in small.items():
-            crcs[name] = self._place(descriptor, starts[name], iter([data]))
-        entries = [ZipEntry(name, size, crcs[name.rpartition("/")[2]]) for name, size in files]
-        for entry in entries:
-            at = starts[entry.name.rpartition("/")[2]] - header_size(entry.name)
-            self._place(descriptor, at, iter([local_header(entry)]))
-        self._place(descriptor, position, iter([directory(entries)]))
-
-    def _place(self, descriptor: int, position: int, chunks: Iterator[bytes]) -> int:
-        """Write from `position` on; gives the CRC-32."""
-        os.lseek(descriptor, position, os.SEEK_SET)
-        crc = 0
-        for chunk in chunks:
-            crc = zlib.crc32(chunk, crc)
-            write_all(descriptor, chunk, write=self._write)
-        return crc
 
     def _content(self, file: FileDelta, base: bytes) -> Iterator[bytes]:
         if sum(piece.bytes for piece in file.pieces) != file.bytes:

@@ -34,12 +34,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file as signed metadata promises it."""
+    """A file as signed metadata promises it, or the slice of one that begins at `offset`."""
 
     url: str
     length_bytes: int
     digest: str
     algorithm: str = ALGORITHMS[0]
+    offset: int = 0
+
+    def range(self, start: int) -> str | None:
+        """The Range header that asks for everything from the slice's byte `start` on; `None` for a whole file."""
+        if self.offset:
+            return f"bytes={self.offset + start}-{self.offset + self.length_bytes - 1}"
+        return f"bytes={start}-" if start else None
 
 
 class Superseded(Exception):  # noqa: N818 - not an error: nobody wants the file any more
@@ -82,8 +89,27 @@ class Fetcher:
             discard(part)
             raise UpdateError(f"{remote.url!r} gave bytes of another {remote.algorithm}", code="download", retryable=True)
 
+    def head(self, remote: Remote, size: int) -> bytes:
+        """The first bytes of a file, fewer where it ends.
+
+        Raises:
+            UpdateError: `unreachable`, `download` or `redirect`.
+        """
+        with self._open(remote.url, f"bytes=0-{size - 1}") as response:
+            if response.status in _BUSY:
+                raise unreachable(f"{remote.url!r} answered {response.status}")
+            if response.status not in {200, 206}:
+                _refuse(f"{remote.url!r} answered {response.status}")
+            head = b""
+            for chunk in self._chunks(response, remote.url, most=size):
+                head += chunk
+                if len(head) >= size:
+                    break
+        self.moved_bytes += len(head)
+        return head[:size]
+
     def _complete(self, remote: Remote, part: Path, start: int, stop: Callable[[], bool]) -> None:
-        with self._open(remote, start) as response:
+        with self._open(remote.url, remote.range(start)) as response:
             start = _accepted_start(response, remote, start)
             try:
                 self._copy(response, remote, part, start, stop)
@@ -119,11 +145,11 @@ class Fetcher:
         finally:
             os.close(descriptor)
 
-    def _chunks(self, response: urllib3.BaseHTTPResponse, url: str) -> Iterator[bytes]:
+    def _chunks(self, response: urllib3.BaseHTTPResponse, url: str, most: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Whatever arrives, as it arrives: `read1` returns after one receive, so that a drip is noticed."""
         began = since = self.clock()
         received = progress = 0
-        most = min(CHUNK_BYTES, self.bytes_per_s or CHUNK_BYTES)
+        most = min(most, self.bytes_per_s or most)
         while chunk := _reached(lambda: response.read1(most, decode_content=False), url):
             yield chunk
             received += len(chunk)
@@ -136,11 +162,11 @@ class Fetcher:
                 raise unreachable(f"{url!r} gave {progress} bytes in {self.stall_s:.0f} s")
 
     @contextlib.contextmanager
-    def _open(self, remote: Remote, start: int) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _open(self, first_url: str, wanted_range: str | None) -> Iterator[urllib3.BaseHTTPResponse]:
         headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        url = remote.url
+        if wanted_range is not None:
+            headers["Range"] = wanted_range
+        url = first_url
         for _ in range(MOST_REDIRECTS + 1):
             response = self._request(url, headers)
             try:
@@ -150,7 +176,7 @@ class Fetcher:
                 url = _redirected(url, response.headers.get("Location", ""))
             finally:
                 response.close()
-        raise UpdateError(f"{remote.url!r} redirects more than {MOST_REDIRECTS} times", code="redirect", retryable=False)
+        raise UpdateError(f"{first_url!r} redirects more than {MOST_REDIRECTS} times", code="redirect", retryable=False)
 
     def _request(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=min(self.stall_s, 10.0), read=self.stall_s)
@@ -188,7 +214,9 @@ def _accepted_start(response: urllib3.BaseHTTPResponse, remote: Remote, start: i
         return _refuse(f"{remote.url!r} has nothing from byte {start} on")
     if status not in {200, 206}:
         return _refuse(f"{remote.url!r} answered {status}")
-    if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+    if status == 200 and remote.offset:
+        return _refuse(f"{remote.url!r} gives no ranges")
+    if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {remote.offset + start}-"):
         return _refuse(f"{remote.url!r} sent another range than asked")
     begin = start if status == 206 else 0
     announced = response.headers.get("Content-Length", "")

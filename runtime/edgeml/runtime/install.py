@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from edgeml.runtime import updater
 from edgeml.runtime.atomic import discard
 from edgeml.runtime.delta import apply_delta, refused
 from edgeml.runtime.fetch import Fetcher, Remote, Superseded, file_digest
+from edgeml.runtime.reuse import LEAST_BYTES, Recipe, build, read_recipe
 from edgeml.runtime.slots import Installed, Slots, storage_error
 from edgeml.runtime.trust import Custom, Signed, Trust
 from edgeml.wire.delta import delta_path
@@ -31,6 +32,7 @@ from edgeml.wire.errors import (
 )
 from edgeml.wire.messages import Target
 
+SHORTCUT_FAILURES: Final = frozenset({"delta", "blobs", "download", "redirect", "disk_full"})  # the whole file may still help
 log = logging.getLogger(__name__)
 
 
@@ -153,13 +155,14 @@ class Installer:
             case updater.Compare():
                 return updater.Compared(action.digest, self.engine.compared(self.model, action.digest))
             case updater.StopBeside():
-                return self.engine.stop_beside(self.model)
+                self.engine.stop_beside(self.model)
             case updater.Switch():
                 return self.switch(action.digest)
             case updater.CheckHealth():
                 return self.health(action.digest)
             case updater.Prune():
-                return self.prune(action.keep)
+                self.prune(action.keep)
+        return None
 
     def fetch(self, target: Target, attempt: int) -> updater.Event | None:
         """Signed metadata, then bytes, then a slot. `None` if nobody wants it any more."""
@@ -228,13 +231,10 @@ class Installer:
         part = self.slots.part(remote.digest)
         delta = self._delta(signed)
         self.slots.clear_downloads(remote.digest, *([] if delta is None else [delta.remote.digest]))
+        self._build(delta, signed, part)
         have = part.stat().st_size if part.exists() else 0
-        lacking = max(remote.length_bytes - have, 0)
-        if delta is not None and delta.remote.length_bytes < lacking:
-            self._rebuild(delta, signed, part)
-            have = part.stat().st_size if part.exists() else 0
         self.slots.require_space(max(remote.length_bytes - have, 0))
-        self.fetcher.fetch(remote, part, stop=lambda: self.wanted() != digest)
+        self.fetcher.fetch(remote, part, stop=self._stop(signed))
         try:
             found = self.engine.check(self.model, part)
         except EdgemlError:
@@ -244,38 +244,72 @@ class Installer:
             discard(part)
             raise UpdateError(f"the bundle is {found[:12]}, not {digest[:12]}", code="untrusted", retryable=False)
         self.slots.install(part, _installed(signed))
+        self.slots.clear_pieces(remote.digest)
         return remote.length_bytes
 
     def _delta(self, signed: Signed) -> _Delta | None:
         """The smallest signed delta from a version that is here."""
         assert self.trust is not None
         custom = signed.custom
-        here = dict.fromkeys(slot.digest for slot in self.slots.installed)
-        if self.factory is not None:
-            here[self.factory[0]] = None
-        found = ((base, self.trust.listed(delta_path(custom.model, custom.version, base))) for base in here)
+        found = ((base, self.trust.listed(delta_path(custom.model, custom.version, base))) for base in self._here())
         deltas = [_Delta(base, remote) for base, remote in found if remote is not None]
         return min(deltas, key=lambda delta: delta.remote.length_bytes, default=None)
 
-    def _rebuild(self, delta: _Delta, signed: Signed, part: Path) -> None:
-        """Make `part` from a version that is here; where that cannot be, leave nothing: the whole file is downloaded then."""
+    def _build(self, delta: _Delta | None, signed: Signed, part: Path) -> None:
+        """Make `part` from what is here and as few bytes as can be.
+
+        Where that would not save any, or goes wrong, the whole file is left to be downloaded.
+        """
         remote = signed.remote
-        packed = self.slots.part(delta.remote.digest)
-        self.slots.require_space(remote.length_bytes + delta.remote.length_bytes)
+        lacking = max(remote.length_bytes - (part.stat().st_size if part.exists() else 0), 0)
+        if delta is not None and delta.remote.length_bytes >= lacking:
+            delta = None
         try:
-            self.fetcher.fetch(delta.remote, packed, stop=lambda: self.wanted() != signed.custom.manifest_sha256)
-            apply_delta(
-                packed, self.path(delta.base), part, write=self.fetcher.write,
-                manifest_sha256=signed.custom.manifest_sha256, result_bytes=remote.length_bytes,
-            )  # fmt: skip
+            recipe = self._recipe(signed, lacking if delta is None else delta.remote.length_bytes)
+            if recipe is not None:
+                self.slots.require_space(remote.length_bytes + recipe.left_bytes)
+                build(recipe, self.fetcher, part, stop=self._stop(signed), write=self.fetcher.write)
+            elif delta is not None:
+                self._rebuild(delta, signed, part)
+            else:
+                return
             if file_digest(part) != remote.digest:
                 discard(part)
                 raise refused("it makes another file than the signed one")
         except UpdateError as error:
-            if error.code not in {"delta", "download", "redirect"}:
+            if error.code not in SHORTCUT_FAILURES:
                 raise
+            self.slots.clear_pieces(remote.digest)
             self.engine.note(self.model, f"{error}; the whole bundle was downloaded")
-        discard(packed)
+        if delta is not None:
+            discard(self.slots.part(delta.remote.digest))
+
+    def _recipe(self, signed: Signed, most_bytes: int) -> Recipe | None:
+        """How to build the bundle out of its blobs, if that moves fewer bytes than `most_bytes`."""
+        here = [self.path(digest) for digest in self._here()]
+        if not here or most_bytes < LEAST_BYTES:
+            return None
+        pieces, digest = self.slots.pieces(signed.remote.digest), signed.custom.manifest_sha256
+        recipe = read_recipe(self.fetcher, signed.remote, digest, here, pieces, stop=self._stop(signed))
+        return recipe if recipe.left_bytes < most_bytes else None
+
+    def _rebuild(self, delta: _Delta, signed: Signed, part: Path) -> None:
+        remote = signed.remote
+        packed = self.slots.part(delta.remote.digest)
+        self.slots.require_space(remote.length_bytes + delta.remote.length_bytes)
+        self.fetcher.fetch(delta.remote, packed, stop=self._stop(signed))
+        apply_delta(
+            packed, self.path(delta.base), part, write=self.fetcher.write,
+            manifest_sha256=signed.custom.manifest_sha256, result_bytes=remote.length_bytes,
+        )  # fmt: skip
+
+    def _here(self) -> list[str]:
+        """Manifest digests of the versions on this device."""
+        factory = [] if self.factory is None else [self.factory[0]]
+        return list(dict.fromkeys([*(slot.digest for slot in self.slots.installed), *factory]))
+
+    def _stop(self, signed: Signed) -> Callable[[], bool]:
+        return lambda: self.wanted() != signed.custom.manifest_sha256
 
     def _failure(self, digest: str, attempt: int, error: EdgemlError) -> updater.Event:
         code, moved = code_of(error), self.fetcher.moved_bytes

@@ -2,7 +2,8 @@
 
     <data>/models/<name>/slots.json           what is installed, and which of it is active
                          slots/<digest>.edgeml
-                         download/<sha256>.part
+                         download/<sha256>.part        the file, as far as it came
+                         download/<sha256>.parts/      what was fetched out of it piece by piece
 
 Rules: a file gets its name only when all of it is on disk and checked; the pointer names only files that are there; what the
 pointer does not name is rubbish and is removed at start. After every failure the pointer and its files are as before.
@@ -80,6 +81,10 @@ class Slots:
         """Where an unfinished download of this file lies."""
         return self.downloads / f"{sha256}.part"
 
+    def pieces(self, sha256: str) -> Path:
+        """The folder for what is fetched out of this file piece by piece."""
+        return self.downloads / f"{sha256}.parts"
+
     def require_space(self, needed_bytes: int) -> None:
         """Refuse before the first byte what cannot fit.
 
@@ -144,11 +149,15 @@ class Slots:
 
     def clear_downloads(self, *keep: str) -> None:
         """Delete unfinished downloads but those of these sha256."""
-        kept = {self.part(sha256) for sha256 in keep}
-        for part in self.downloads.glob("*"):
-            if part not in kept:
+        kept = {place for sha256 in keep for place in (self.part(sha256), self.pieces(sha256))}
+        for place in self.downloads.glob("*"):
+            if place not in kept:
                 with contextlib.suppress(OSError):
-                    part.unlink()
+                    _remove(place)
+
+    def clear_pieces(self, sha256: str) -> None:
+        with contextlib.suppress(OSError):
+            _remove(self.pieces(sha256))
 
     def _read(self) -> _Pointer:
         try:
@@ -173,6 +182,14 @@ class Slots:
             if file not in named:
                 with contextlib.suppress(OSError):  # rubbish does no harm; the next sweep tries again
                     file.unlink()
+
+
+def _remove(place: Path) -> None:
+    if not place.is_dir():
+        return place.unlink(missing_ok=True)
+    for file in place.glob("*"):
+        file.unlink()
+    return place.rmdir()
 
 
 def storage_error(error: OSError) -> UpdateError:
