@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 FAULTS: Final = ("kill", "full", "readonly", "torn")
 ERRORS: Final = {"full": errno.ENOSPC, "readonly": errno.EROFS}
@@ -167,13 +168,13 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
     """One life of the device, until it has what is wanted or time is up; its first answer comes before its first tick."""
     import urllib3
 
-    from edgeml.runtime import install
+    from edgeml.runtime import reuse
     from edgeml.runtime.config import load_config
     from edgeml.runtime.device import Device, Workers
     from edgeml.simulation.shared import Models, SharedEngine
     from tests.unit.bundles import samples
 
-    install.LEAST_BYTES = 0  # type: ignore[misc]  # the test's bundles are small: build them from their blobs all the same
+    mock.patch.object(reuse, "LEAST_BYTES", 0).start()  # the test's bundles are small: build them from their blobs all the same
     clock = [time.time() - (0.0 if is_second else BETWEEN_LIVES_S)]
     engine = SharedEngine(Models(), [{"x": sample} for sample in samples(8)], now=lambda: clock[0])
     workers = Workers(lambda job: job(), lambda job: job())

@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from edgeml.fleet.deltas import make_delta, read_contents
-from edgeml.runtime import install
+from edgeml.runtime import reuse
 from edgeml.runtime.updater import Failed
 from tests.system.standin import Service
 from tests.unit.boards import NEW, Board
@@ -39,7 +39,7 @@ def test_a_delta_is_taken_where_it_is_smaller_than_the_blobs(board: Board) -> No
 
 
 def test_the_blobs_are_taken_where_the_delta_is_larger(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "LEAST_BYTES", 0)
+    monkeypatch.setattr(reuse, "LEAST_BYTES", 0)
     board.sign_delta(bytes(len(NEW) + 1))  # as large as that, it is not even looked into
     assert board.fetch().moved_bytes < len(NEW) + OVERHEAD_BYTES
     assert not any("delta" in request for request in board.service.requests)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from edgeml.runtime import updater
+from edgeml.runtime import reuse, updater
 from edgeml.runtime.atomic import discard
 from edgeml.runtime.delta import apply_delta, refused
 from edgeml.runtime.fetch import Fetcher, Remote, Superseded, file_digest
-from edgeml.runtime.reuse import LEAST_BYTES, Recipe, build, read_recipe
+from edgeml.runtime.reuse import Recipe, build, read_recipe
 from edgeml.runtime.slots import Installed, Slots, storage_error
 from edgeml.runtime.trust import Custom, Signed, Trust
 from edgeml.wire.delta import delta_path
@@ -287,7 +287,7 @@ class Installer:
     def _recipe(self, signed: Signed, most_bytes: int) -> Recipe | None:
         """How to build the bundle out of its blobs, if that moves fewer bytes than `most_bytes`."""
         here = [self.path(digest) for digest in self._here()]
-        if not here or most_bytes < LEAST_BYTES:
+        if not here or most_bytes < reuse.LEAST_BYTES:
             return None
         pieces, digest = self.slots.pieces(signed.remote.digest), signed.custom.manifest_sha256
         recipe = read_recipe(self.fetcher, signed.remote, digest, here, pieces, stop=self._stop(signed))

@@ -106,16 +106,25 @@ class Metadata:
         folder: for metadata and the clock's floor; made if absent.
         url: where the metadata is, with a slash at its end.
         root: the root metadata the device was given; the trust anchor.
+        released_at: Unix seconds that no true clock is behind.
     """
 
     def __init__(
-        self, folder: Path, url: str, root: bytes, *, pool: urllib3.PoolManager, now: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        url: str,
+        root: bytes,
+        *,
+        pool: urllib3.PoolManager,
+        now: Callable[[], float] = time.time,
+        released_at: float = RELEASED_AT,
     ) -> None:
         self._folder = folder
         self._url = url
         self._root = root
         self._pool = pool
         self._now = now
+        self._released_at = released_at
 
     def refresh(self) -> Listing:
         """Ask the repository what is signed at this moment.
@@ -133,9 +142,9 @@ class Metadata:
     def floor(self) -> float:
         """Unix seconds that the true time is not before."""
         try:
-            return max(RELEASED_AT, float((self._folder / "floor").read_text()))
+            return max(self._released_at, float((self._folder / "floor").read_text()))
         except (OSError, ValueError):
-            return RELEASED_AT
+            return self._released_at
 
     def _updater(self, fetcher: Any) -> Updater:
         from tuf.api.exceptions import RepositoryError
