@@ -23,6 +23,7 @@ from edgeml.wire.manifest import (
     SCHEMA,
     Artifact,
     Binding,
+    Deferral,
     DType,
     Format,
     Golden,
@@ -68,6 +69,7 @@ def make_bundle(
     model_bias: float | None = None,
     golden_error: float = 0.0,
     defer_below: float | None = None,
+    deferral: Deferral | None = None,
     task: Literal["classify", "regress"] = "classify",
     labels: tuple[str, ...] = LABELS,
     requires: Requirement | None = None,
@@ -85,7 +87,7 @@ def make_bundle(
     expected = logits(x, bias) + np.float32(golden_error)
     built = [
         _artifact(
-            _blank(kind, precision, requires),
+            _blank(kind, precision, requires, deferral),
             expected,
             bias=bias if model_bias is None else model_bias,
             fixed_batch=fixed_batch,
@@ -216,7 +218,7 @@ def _artifact(
     return filled, model
 
 
-def _blank(format_: Format, precision: Precision, requires: Requirement | None) -> Artifact:
+def _blank(format_: Format, precision: Precision, requires: Requirement | None, deferral: Deferral | None) -> Artifact:
     return Artifact(
         format=format_,
         precision=precision,
@@ -227,6 +229,7 @@ def _blank(format_: Format, precision: Precision, requires: Requirement | None) 
         inputs=(),
         outputs=(),
         parity=Parity("pass", "verified", 32, 0.0, 0.0, top1_agreement=1.0, limit=1e-4),
+        deferral=deferral,
     )
 
 

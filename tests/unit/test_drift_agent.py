@@ -77,7 +77,7 @@ def test_an_owner_may_turn_it_off(bundle: Path, tmp_path: Path) -> None:
 def softer(manifest: Manifest) -> tuple[Artifact, Array]:
     """An artifact whose answers are half as sure as the source's, with what it answered at export."""
     x = inputs(1000, 1)
-    confidence, classes = answer_counts(POST, {"logits": logits(x)}, {"logits": logits(x) / 2})
+    confidence, classes = answer_counts(POST, {"logits": logits(x)}, POST, {"logits": logits(x) / 2})
     return msgspec.structs.replace(manifest.artifacts[0], confidence=confidence, classes=classes), logits(inputs(3000, 2)) / 2
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeml.exporter.plan import make_plan
+from edgeml.exporter.plan import DeferGoal, make_plan
 from edgeml.wire.errors import PlanError
 
 
@@ -104,3 +104,29 @@ def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], message: str)
     with pytest.raises(PlanError, match=message) as caught:
         make_plan(arguments.pop("source", "m.onnx"), **arguments)
     assert caught.value.exit_code == 2
+
+
+def test_what_device_and_cloud_are_to_reach_is_read_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "e.npz").touch()
+    plan = make_plan("m.onnx", evaluation=tmp_path / "e.npz", defer="offload=0.1, accuracy=0.98,cloud=0.99")
+    assert plan.defer == DeferGoal(accuracy=0.98, offload=0.1, cloud=0.99)
+    assert plan.options()["defer"] == "accuracy=0.98,offload=0.1,cloud=0.99"
+    plan = make_plan("m.onnx", evaluation=tmp_path / "e.npz", defer="accuracy=1,offload=0,cloud=source")
+    assert plan.defer == DeferGoal(accuracy=1.0, offload=0.0)
+    assert "defer" not in make_plan("m.onnx").options()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0.98", "accuracy=0.98", "accuracy=98,offload=0.1", "accuracy=0.9,offload=nan", "accuracy=0.9,offload=0.1,price=3",
+     "accuracy=0.9,accuracy=0.8,offload=0.1", "accuracy=source,offload=0.1", "accuracy=0.9,offload=0.1,cloud="],
+)  # fmt: skip
+def test_a_goal_that_is_none_is_refused_with_an_example(tmp_path: Path, text: str) -> None:
+    (tmp_path / "e.npz").touch()
+    with pytest.raises(PlanError, match=r"--defer.*for example --defer accuracy=0.98,offload=0.10"):
+        make_plan("m.onnx", evaluation=tmp_path / "e.npz", defer=text)
+
+
+def test_a_goal_needs_evaluation_samples() -> None:
+    with pytest.raises(PlanError, match="--defer needs samples"):
+        make_plan("m.onnx", defer="accuracy=0.98,offload=0.1")

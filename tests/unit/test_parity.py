@@ -185,22 +185,13 @@ def test_the_task_is_told_from_outputs_and_labels(output: Array, labels: Array |
 
 
 def test_logits_get_a_softmax_and_probabilities_none() -> None:
-    post = post_processing({"out": rows([3.0, -7.0], [0.0, 1.0])}, "classify", defer=False)
+    post = post_processing({"out": rows([3.0, -7.0], [0.0, 1.0])}, "classify")
     assert post is not None
     assert (post.output, post.activation) == ("out", "softmax")
-    post = post_processing(SOURCE, "classify", defer=False)
+    post = post_processing(SOURCE, "classify")
     assert post is not None
     assert post.activation == "none"
     assert post_processing(SOURCE, "regress") is None
-
-
-def test_one_sample_in_twenty_is_below_the_deferral_threshold() -> None:
-    best = np.linspace(0.5, 1.0, 101)
-    post = post_processing({"p": np.stack([best, 1 - best], axis=1)}, "classify")
-    assert post is not None
-    assert post.defer_below is not None
-    assert post.defer_below == pytest.approx(0.525)
-    assert (best < post.defer_below).sum() == 5
 
 
 def test_answers_are_collected_one_sample_a_call_without_batch_axes() -> None:

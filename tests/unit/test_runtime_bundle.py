@@ -14,7 +14,7 @@ import pytest
 from edgeml.runtime.bundle import open_bundle, unpack_bundle, write_bundle
 from edgeml.wire.canonical import header_size, sha256_hex
 from edgeml.wire.errors import BundleError, EnvironmentProblem
-from edgeml.wire.manifest import Manifest, Quantization
+from edgeml.wire.manifest import Deferral, Manifest, Quantization
 from edgeml.wire.packed import layout
 from tests.unit.bundles import FULL, make_bundle, samples
 
@@ -252,6 +252,7 @@ LIES = {
     "signature input 'x' has too many elements": lambda m: with_shape(m, 2**31, 2),
     "an axis is too small": lambda m: with_shape(m, "batch", 0),
     "post-processing reads an output": lambda m: lie(m, post=msgspec.structs.replace(m.post, output="nope")),
+    "onnx:fp32: temperature": lambda m: lie(m, artifacts=(msgspec.structs.replace(m.artifacts[0], deferral=Deferral(-1.0)),)),
     "temperature": lambda m: lie(m, post=msgspec.structs.replace(m.post, temperature=0.0)),
     "labels of output": lambda m: lie(m, labels=("only", "two")),
 }

@@ -15,6 +15,7 @@ from edgeml.runtime.fallback import Policy, State
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, load
 from edgeml.wire.errors import EngineError, InputError, LinkError, ServiceError
+from edgeml.wire.manifest import Deferral
 from tests.unit.bundles import logits, make_bundle, samples
 
 SURE = np.array([2, 0, 0, 0], np.float32)  # logits 2.25, -2, -0.25: class 0 at 0.91
@@ -140,6 +141,23 @@ def test_an_unsure_device_takes_the_clouds_answer(model: Model) -> None:
     assert (result.source, result.label, result.version, result.fallback) == ("cloud", "high", "2.0.0", "low_confidence")
     assert result.outputs["logits"].shape == (3,)
     assert result.score == pytest.approx(np.exp(9) / (np.exp(9) + 2), abs=1e-6)
+
+
+def test_the_artifacts_own_threshold_and_temperature_decide(tmp_path: Path) -> None:
+    """Its logits 0.25, 0, -0.25 at temperature 0.1 are 2.5, 0, -2.5: 0.92, sure enough; at 1 they would be 0.42."""
+    own = load(make_bundle(tmp_path, defer_below=0.6, deferral=Deferral(temperature=0.1, defer_below=0.9)))
+    cloud = FakeCloud(says_high)
+    with Hybrid(own, cloud, Policy(deadline_s=5)) as hybrid:
+        assert (hybrid.run({"x": UNSURE}).source, cloud.asked) == ("device", [])
+    never = load(make_bundle(tmp_path, version="2.0.0", defer_below=0.6, deferral=Deferral()))
+    with Hybrid(never, cloud, Policy(deadline_s=5)) as hybrid:
+        assert hybrid.run({"x": UNSURE}).source == "device"
+
+
+def test_the_clouds_answer_is_as_sure_as_the_source_not_as_the_artifact(tmp_path: Path) -> None:
+    own = load(make_bundle(tmp_path, deferral=Deferral(temperature=5.0, defer_below=1.0)))
+    with Hybrid(own, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+        assert hybrid.run({"x": SURE}).score == pytest.approx(np.exp(9) / (np.exp(9) + 2), abs=1e-6)
 
 
 @pytest.mark.parametrize("reply", [is_dead, refuses, lies], ids=["dead", "refusing", "lying"])

@@ -19,7 +19,7 @@ from edgeml.runtime.model import AnswerReader, new_request_id
 from edgeml.runtime.session import open_session
 from edgeml.wire.contract import label
 from edgeml.wire.errors import EngineError, SelfTestError, UnsupportedError
-from edgeml.wire.manifest import Manifest, Parity, PostProcessing, Precision, Requirement
+from edgeml.wire.manifest import Deferral, Manifest, Parity, PostProcessing, Precision, Requirement
 from tests.unit.bundles import FULL, logits, make_bundle, samples
 
 BOTH = Board("aarch64", 2**30, {"onnx": Engine("onnxruntime", "1.30.0"), "tflite": Engine("litert", "2.3.0")})
@@ -73,8 +73,11 @@ def test_several_samples_in_one_call_have_no_single_label(tmp_path: Path) -> Non
         (PostProcessing("logits", "sigmoid"), [2.0], 1, 1 / (1 + math.exp(-2))),
         (PostProcessing("logits", "sigmoid"), [-2.0], 0, 1 / (1 + math.exp(-2))),
         (PostProcessing("logits", "softmax"), [1000.0, 0.0, 0.0], 0, 1.0),
+        (PostProcessing("logits", "none", temperature=0.5), [0.6, 0.3, 0.1], 0, 0.36 / (0.36 + 0.09 + 0.01)),
+        (PostProcessing("logits", "none"), [0.8], 1, 0.8),
+        (PostProcessing("logits", "none", temperature=0.5), [0.2], 0, 0.64 / (0.64 + 0.04)),
     ],
-    ids=["temperature", "none", "sigmoid", "binary-yes", "binary-no", "large"],
+    ids=["temperature", "none", "sigmoid", "binary-yes", "binary-no", "large", "sharpened", "share-yes", "sharpened-share-no"],
 )
 def test_scores_follow_their_formula(
     manifest: Manifest, post: PostProcessing, values: list[float], index: int, score: float
@@ -83,6 +86,12 @@ def test_scores_follow_their_formula(
     got_index, label_, got_score = reader.read({"logits": np.array([values], np.float32)})
     assert (got_index, label_) == (index, None)
     assert got_score == pytest.approx(score, abs=1e-6)
+
+
+def test_an_artifacts_own_temperature_goes_before_the_manifests(manifest: Manifest) -> None:
+    logits = {"logits": np.array([[0.0, 2.0, 0.0]], np.float32)}
+    assert AnswerReader(manifest, Deferral(temperature=2.0)).read(logits)[2] == pytest.approx(math.e / (math.e + 2), abs=1e-6)
+    assert AnswerReader(manifest).read(logits)[2] == pytest.approx(math.e**2 / (math.e**2 + 2), abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "infinity"])

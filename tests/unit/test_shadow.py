@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from edgeml.runtime.model import Model, Result, load_as
 from edgeml.runtime.setup import Setup
 from edgeml.runtime.shadow import QUEUE, Shadow, agree
 from edgeml.wire.errors import EngineError
+from edgeml.wire.manifest import PostProcessing
 from edgeml.wire.messages import Telemetry, decode, encode
 from tests.unit.bundles import logits, make_bundle, samples
 from tests.unit.slow_engine import SlowBackend, slow_engine
@@ -184,6 +186,14 @@ def test_numbers_agree_within_a_twentieth_of_the_largest(tmp_path: Path) -> None
         assert agree(model.manifest, served, {"logits": np.array([10.4, -0.4], np.float32)})
         assert not agree(model.manifest, served, {"logits": np.array([10.0, 0.6], np.float32)})
         assert not agree(model.manifest, served, {"logits": np.array([10.0, np.nan], np.float32)})
+
+
+def test_a_single_probability_agrees_on_its_side_of_a_half(tmp_path: Path) -> None:
+    with load(make_bundle(tmp_path)) as model:
+        manifest = msgspec.structs.replace(model.manifest, post=PostProcessing("logits"))
+    served = {"logits": np.array([[0.9]], np.float32)}
+    assert agree(manifest, served, {"logits": np.array([[0.6]], np.float32)})
+    assert not agree(manifest, served, {"logits": np.array([[0.4]], np.float32)})
 
 
 def host_beside(tmp_path: Path, challenger: Path) -> Host:

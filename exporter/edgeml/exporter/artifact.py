@@ -19,18 +19,20 @@ from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.metric import AUTO, Metric
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
-from edgeml.exporter.parity.answers import post_processing
+from edgeml.exporter.parity.deferral import defer
 from edgeml.exporter.parity.metrics import max_abs
+from edgeml.exporter.plan import DeferGoal
 from edgeml.exporter.precision import CALIBRATED, INTEGERS
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.reference import answer_counts
+from edgeml.exporter.report.structs import verdict_of
 from edgeml.exporter.samples import Samples, make_samples
 from edgeml.exporter.source.model import names, read_arrays
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EdgemlError, ParityError, PlanError
-from edgeml.wire.manifest import Artifact, Binding, Format, Precision, Requirement, Signature, Status, Where
+from edgeml.wire.manifest import Artifact, Binding, Format, PostProcessing, Precision, Requirement, Signature, Status, Where
 
 LATENCY_RUNS: Final = 50
 WARM_RUNS: Final = 5
@@ -52,16 +54,19 @@ class Trial(msgspec.Struct, frozen=True):
     calibration: str | None = None
     metric: Metric = AUTO
     chances: int = 1  # of being packed that this artifact is one of, see `score`
+    post: PostProcessing | None = None  # of the source's own answers
+    defer: DeferGoal | None = None
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """An artifact that could be run; `status` is the verdict on it, `blobs` the folder its golden vectors are in."""
+    """An artifact that could be run; `status` is the verdict on it, `deferral` the part of it that `--defer` asked for."""
 
     artifact: Artifact
     status: Status
     engine: str
     latency_s: tuple[float, ...]
     reason: str | None = None
+    deferral: Status = "pass"
 
 
 def warm_engine(*, format: Format) -> None:  # noqa: A002 - the field's word
@@ -126,16 +131,15 @@ def judge(
     golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, precision=precision)
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
-    confidence, classes = _own_counts(asked, reference, got)
-    artifact = msgspec.structs.replace(artifact, task=task, golden=golden, confidence=confidence, classes=classes)
-    return msgspec.to_builtins(Judged(artifact, task.status, engine, latency))
-
-
-def _own_counts(
-    trial: Trial, reference: Mapping[str, Array], got: Mapping[str, Array]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    post = post_processing(reference, trial.task, defer=False)
-    return ((), ()) if post is None else answer_counts(post, reference, got)
+    artifact = msgspec.structs.replace(artifact, task=task, golden=golden)
+    if asked.post is None:
+        return msgspec.to_builtins(Judged(artifact, task.status, engine, latency))
+    deferred = defer(asked.post, reference, got, samples.labels, asked.defer)
+    own = msgspec.structs.replace(asked.post, temperature=deferred.deferral.temperature)
+    confidence, classes = answer_counts(asked.post, reference, own, got)
+    artifact = msgspec.structs.replace(artifact, deferral=deferred.deferral, confidence=confidence, classes=classes)
+    status = verdict_of([task.status, deferred.status])
+    return msgspec.to_builtins(Judged(artifact, status, engine, latency, deferred.reason, deferred.status))
 
 
 def rehearse(*, trial: dict[str, Any]) -> None:

@@ -44,6 +44,9 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
     signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel or TFLite file.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
+    defer: Annotated[
+        str | None, typer.Option(help="What device and cloud are to reach together: accuracy=0.98,offload=0.10.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Convert and quantize a model, prove the result, and pack it as a bundle.
@@ -53,7 +56,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache, signature=signature, metric=metric,
+        cache=not no_cache, signature=signature, metric=metric, defer=defer,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

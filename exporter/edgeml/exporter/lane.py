@@ -86,7 +86,7 @@ class Lane:
             if self.stored != "fp32":
                 made.append(Made(self.format, precision, None, None, no_way_back(self.stored, precision)))
                 continue
-            if not whole.passed or whole.judged is None:
+            if whole.judged is None or whole.judged.artifact.parity.status == "fail":
                 made.append(Made(self.format, precision, None, None, unmade(whole)))
                 continue
             made.append(self._quantized(precision, converted.model, whole.judged))

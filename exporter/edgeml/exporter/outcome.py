@@ -46,6 +46,8 @@ def verdict_error(judged: Judged, budget: float | None) -> EdgemlError | None:
     if judged.artifact.parity.status == "fail":
         return ParityError(f"{where} is not the source: {judged.reason}")
     task = judged.artifact.task
+    if judged.deferral == "fail":
+        return BudgetError(f"{where}: {judged.reason}", hint="ask for less with --defer, or for a better cloud")
     if judged.status == "fail" and task is not None:
         return BudgetError(
             f"{where} loses {task.drop:.2f} points of {task.metric}",
@@ -95,6 +97,7 @@ def artifact_report(made: Made) -> ArtifactReport:
         error=error, packed=made.passed, golden_tolerance=max(tolerances, default=None),
         latency=Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.9)), len(seconds)),
         inputs=artifact.inputs, outputs=artifact.outputs, ops=artifact.ops, notes=artifact.notes,
+        deferral=artifact.deferral, deferral_reason=made.judged.reason if made.judged.deferral != "pass" else None,
     )  # fmt: skip
 
 

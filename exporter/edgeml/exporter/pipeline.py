@@ -24,7 +24,8 @@ from edgeml.exporter.lifeline import work_folder
 from edgeml.exporter.metric import CLASSES, VALUES
 from edgeml.exporter.outcome import Made, artifact_report, exit_code, libraries, summary
 from edgeml.exporter.pack import check_folder, move_all, pack
-from edgeml.exporter.parity import TaskKind, class_output, detect_task, post_processing, score
+from edgeml.exporter.parity import TaskKind, class_output, detect_task, score
+from edgeml.exporter.parity.deferral import check_goal, source_post
 from edgeml.exporter.parity.metrics import class_scores
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.progress import Progress, Silent
@@ -192,9 +193,13 @@ class _Run:
             budget=self.plan.max_drop,
             calibration=calibration,
             metric=self.plan.metric,
+            defer=self.plan.defer,
         )
         self._rehearse(trial, outputs, data)
-        return Subject(model, data, outputs, post_processing(outputs, task), trial)
+        if self.plan.defer is not None:
+            check_goal(data.judging.labels, classifies=scores is not None)
+        post = source_post(outputs, task, data.judging.labels)
+        return Subject(model, data, outputs, post, msgspec.structs.replace(trial, post=post))
 
     def _rehearse(self, trial: Trial, outputs: dict[str, Array], data: Data) -> None:
         """Score the source against itself, so that labels which do not fit show first; a function of the user's in a worker."""

@@ -28,6 +28,22 @@ NAME_LIMIT: Final = 64
 Choice = TypeVar("Choice", Format, Precision)
 
 
+class DeferGoal(msgspec.Struct, frozen=True):
+    """What device and cloud together are to reach: `accuracy` at least, with `offload` of the answers from the cloud at most.
+
+    `cloud` is the accuracy of the cloud on what it is asked; `None`: what the source answers.
+    """
+
+    accuracy: float
+    offload: float
+    cloud: float | None = None
+
+    @property
+    def text(self) -> str:
+        cloud = "source" if self.cloud is None else f"{self.cloud:g}"
+        return f"accuracy={self.accuracy:g},offload={self.offload:g},cloud={cloud}"
+
+
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
     """One export. `max_drop` is in percentage points, `None` accepts any; `out` is the folder for bundle and report.
@@ -55,6 +71,7 @@ class ExportPlan:
     metric: Metric = AUTO
     target: Preset | None = None
     left_out: tuple[str, ...] = ()
+    defer: DeferGoal | None = None
 
     def precisions_of(self, format_: Format) -> tuple[Precision, ...]:
         return tuple(precision for precision in self.precisions if precision in AVAILABLE[format_])
@@ -79,6 +96,7 @@ class ExportPlan:
             **({"signature": self.signature} if self.signature is not None else {}),
             "metric": self.metric.name,
             **({} if self.target is None else {"target": self.target.name}),
+            **({} if self.defer is None else {"defer": self.defer.text}),
         }
 
 
@@ -102,6 +120,7 @@ def make_plan(
     cache: bool = True,
     signature: str | None = None,
     metric: str = "auto",
+    defer: str | None = None,
 ) -> ExportPlan:
     """Check what was typed. What `to` and `precision` leave open, the device named by `target` decides.
 
@@ -154,7 +173,29 @@ def make_plan(
         metric=measure,
         target=device,
         left_out=missing,
+        defer=_goal(defer, evaluation),
     )
+
+
+def _goal(text: str | None, evaluation: Path | str | None) -> DeferGoal | None:
+    """Read "accuracy=0.98,offload=0.10", with or without "cloud=0.99"."""
+    if text is None:
+        return None
+    pairs = [(key.strip(), value.strip()) for key, _, value in (part.partition("=") for part in text.split(","))]
+    given = dict(pairs)
+    try:
+        shares = {key: float(value) for key, value in pairs if (key, value) != ("cloud", "source")}
+    except ValueError:
+        shares = {}
+    is_whole = given.keys() in ({"accuracy", "offload"}, {"accuracy", "offload", "cloud"}) and len(pairs) == len(given)
+    if not is_whole or not shares.keys() >= {"accuracy", "offload"} or not all(0 <= share <= 1 for share in shares.values()):
+        raise PlanError(
+            "--defer", expected="accuracy=A,offload=B with shares from 0 to 1, and cloud=source or cloud=C if you like",
+            got=repr(text), hint="for example --defer accuracy=0.98,offload=0.10",
+        )  # fmt: skip
+    if evaluation is None:
+        raise PlanError("--defer needs samples that no range was measured on", hint="give --eval FILE.npz with labels in 'y'")
+    return DeferGoal(**shares)
 
 
 def _choices(option: str, text: str, allowed: tuple[Choice, ...]) -> tuple[Choice, ...]:

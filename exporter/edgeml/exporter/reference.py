@@ -74,10 +74,13 @@ def make_reference(samples: Samples, outputs: Outputs, post: PostProcessing | No
     )
 
 
-def answer_counts(post: PostProcessing, source: Outputs, got: Outputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(confidence, class) counts of an artifact's own answers, by the bins of the source's reference."""
-    edges = confidence_edges(probabilities(post, source).max(axis=1), classes=probabilities(post, source).shape[1])
-    rows = probabilities(post, got)
+def answer_counts(
+    post: PostProcessing, source: Outputs, own: PostProcessing, got: Outputs
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(confidence, class) counts of an artifact's answers by its `own` post-processing, in the source's bins."""
+    best = probabilities(post, source)
+    edges = confidence_edges(best.max(axis=1), classes=best.shape[1])
+    rows = probabilities(own, got)
     classes = np.bincount(rows.argmax(axis=1), minlength=rows.shape[1])
     return _histogram(rows.max(axis=1), edges).counts, tuple(classes.tolist())
 

@@ -26,7 +26,7 @@ _SLOW_SHARE: Final = 0.2  # weight of the newest latency in the estimate
 class Policy:
     """What the owner allows.
 
-    `deadline_s` bounds a whole call. `least_score` asks the cloud below it (`None`: the manifest's `defer_below`, if any).
+    `deadline_s` bounds a whole call. `least_score` asks the cloud below it (`None`: the artifact's `defer_below`, if any).
     `daily_bytes` bounds request and response bytes a day (`None`: no bound).
     """
 
@@ -68,7 +68,7 @@ def reason_before(policy: Policy, state: State) -> Reason | None:
 def reason_after(policy: Policy, *, score: float | None, least_score: float | None, drifting: bool = False) -> Reason | None:
     """Why the device's own answer should be checked with the cloud, or `None`.
 
-    `least_score` is the manifest's `defer_below`; the policy's own wins.
+    `least_score` is the artifact's `defer_below`; the policy's own wins.
     """
     if policy.mode != "prefer-device":
         return None

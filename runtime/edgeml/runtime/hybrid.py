@@ -135,8 +135,8 @@ class Hybrid:
             if isinstance(answer, _Failure):
                 raise
             return replace(answer, fallback="error")
-        defer_below = self._model.manifest.post.defer_below if self._model.manifest.post else None
-        reason = fallback.reason_after(self.policy, score=result.score, least_score=defer_below, drifting=self._drifting())
+        below = self._model.defer_below
+        reason = fallback.reason_after(self.policy, score=result.score, least_score=below, drifting=self._drifting())
         if reason is None:
             return result
         answer = self._ask(inputs, identifier, started)

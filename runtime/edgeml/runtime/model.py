@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+import msgspec
 import numpy as np
 
 from edgeml.runtime.aio import Threads
@@ -21,7 +22,7 @@ from edgeml.runtime.golden import self_test as run_self_test
 from edgeml.runtime.session import Session, open_session
 from edgeml.runtime.setup import Setup
 from edgeml.wire.errors import EngineError, SelfTestError
-from edgeml.wire.manifest import Artifact, Format, Manifest, PostProcessing, Precision, TensorSpec
+from edgeml.wire.manifest import Artifact, Deferral, Format, Manifest, PostProcessing, Precision, TensorSpec
 
 Engines = Callable[[Format], OpenBackend]  # such as `opener`
 
@@ -76,7 +77,8 @@ class Model:
         self.golden = golden
         self.warm_latency_s = warm_latency_s
         self.setup = setup
-        self._reader = AnswerReader(manifest)
+        self._reader = AnswerReader(manifest, session.artifact.deferral)
+        self._cloud_reader = AnswerReader(manifest)
         self._answer = session.run
         if setup.max_batch > 1 and session.batches:
             from edgeml.runtime.batching import Batcher
@@ -107,9 +109,17 @@ class Model:
         """`run` for an asyncio application: the event loop goes on meanwhile."""
         return await self._threads.run(lambda: self.run(inputs, request_id=request_id, deadline_s=deadline_s))
 
+    @property
+    def defer_below(self) -> float | None:
+        """The score below which this artifact's answers are better asked of the cloud; `None`: never."""
+        deferral, post = self.artifact.deferral, self.manifest.post
+        if deferral is not None:
+            return deferral.defer_below
+        return None if post is None else post.defer_below
+
     def read(self, outputs: Mapping[str, Array]) -> tuple[int | None, str | None, float | None]:
-        """(class index, label, score) of outputs that came from elsewhere; see `AnswerReader.read`."""
-        return self._reader.read(outputs)
+        """(class index, label, score) of outputs that came from elsewhere, as sure as the source would be of them."""
+        return self._cloud_reader.read(outputs)
 
     def close(self) -> None:
         self._threads.close()
@@ -255,11 +265,15 @@ def _measured(bundle: Bundle, setup: Setup, board: Board, engines: Engines) -> d
 class AnswerReader:
     """Reads class, label and score from outputs, as the manifest's post-processing says.
 
-    score = activation(output / temperature) of the best class; with one sigmoid output p, class 1 where p >= 0.5.
+    score = activation(output / temperature) of the best class; of probabilities without an activation, p^(1 / temperature) over
+    the sum of these. With one output p, class 1 where p >= 0.5. An artifact's own temperature goes before the manifest's.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._post = manifest.post if manifest.task == "classify" else None
+    def __init__(self, manifest: Manifest, deferral: Deferral | None = None) -> None:
+        post = manifest.post if manifest.task == "classify" else None
+        if post is not None and deferral is not None:
+            post = msgspec.structs.replace(post, temperature=deferral.temperature)
+        self._post = post
         self._labels = manifest.labels
 
     def read(self, outputs: Mapping[str, Array]) -> tuple[int | None, str | None, float | None]:
@@ -306,10 +320,21 @@ def _best(values: Array, post: PostProcessing) -> tuple[int, float]:
         return index, 1.0 / float(np.exp(shifted).sum())
     if post.activation == "sigmoid":
         share = _sigmoid(best / post.temperature)
-        if values.size == 1:
-            return (1, share) if share >= 0.5 else (0, 1.0 - share)
-        return index, share
-    return index, best
+        return _of_two(share) if values.size == 1 else (index, share)
+    if values.size == 1:
+        return _of_two(_sharpened(np.asarray([1.0 - best, best]), 1, post.temperature))
+    return index, best if post.temperature == 1.0 else _sharpened(values, index, post.temperature)
+
+
+def _of_two(share: float) -> tuple[int, float]:
+    return (1, share) if share >= 0.5 else (0, 1.0 - share)
+
+
+def _sharpened(shares: Array, index: int, temperature: float) -> float:
+    if temperature == 1.0:
+        return float(shares[index])
+    powers = np.maximum(shares, 0.0) ** (1.0 / temperature)
+    return float(powers[index] / powers.sum())
 
 
 def _sigmoid(x: float) -> float:

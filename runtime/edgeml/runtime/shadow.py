@@ -148,8 +148,9 @@ def agree(manifest: Manifest, served: Mapping[str, Array], beside: Mapping[str, 
     """The same class for every sample, or, without classes, every number within REGRESSION_SHARE of the largest one served."""
     if manifest.task == "classify" and manifest.post is not None:
         one, other = served[manifest.post.output], beside[manifest.post.output]
-        if manifest.post.activation == "sigmoid" and one.shape[-1] == 1:
-            return bool(((one >= 0) == (other >= 0)).all())  # where p >= 0.5
+        if one.shape[-1] == 1:
+            cut = 0.0 if manifest.post.activation == "sigmoid" else 0.5  # where p = 0.5
+            return bool(((one >= cut) == (other >= cut)).all())
         return bool((one.argmax(axis=-1) == other.argmax(axis=-1)).all())
     for name, values in served.items():
         limit = REGRESSION_SHARE * float(np.abs(values.astype(np.float64)).max(initial=0.0))

@@ -178,6 +178,10 @@ def _check_post(manifest: Manifest) -> None:
         raise BundleError("post-processing reads an output", expected=", ".join(outputs), got=repr(post.output))
     if post.temperature <= 0:
         raise BundleError("post-processing: temperature", expected="more than 0", got=str(post.temperature))
+    for artifact in manifest.artifacts:
+        if artifact.deferral is not None and artifact.deferral.temperature <= 0:
+            got = str(artifact.deferral.temperature)
+            raise BundleError(f"artifact {label(artifact)}: temperature", expected="more than 0", got=got)
     shape = outputs[post.output].shape
     classes = shape[-1] if shape else 1
     if manifest.labels and isinstance(classes, int) and len(manifest.labels) not in {classes, 2 if classes == 1 else classes}:

@@ -183,6 +183,28 @@ class Requirement(_Record, frozen=True):
     ram_bytes: Count = 0
 
 
+class Promise(_Record, frozen=True):
+    """What a deferral gave on `n` samples, each judged by a choice that it had no part in; shares (0 to 1)."""
+
+    accuracy: Share  # of device and cloud together
+    offload: Share  # of the answers, asked of the cloud
+    alone: Share  # right answers of the device without a cloud
+    ece: Share  # expected calibration error of the device's confidence
+    n: Count  # samples
+    cloud: Share | None = None  # accuracy on what it is asked; none: the source's own answers
+
+
+class Deferral(_Record, frozen=True):
+    """When this artifact asks the fall-back: in place of `PostProcessing`'s own temperature and threshold.
+
+    Quantization changes how sure a model is.
+    """
+
+    temperature: float = 1.0  # as in `PostProcessing`
+    defer_below: float | None = None  # a score below it asks the fall-back; none: never
+    promise: Promise | None = None  # none: there were no labels to measure it with
+
+
 class Artifact(_Record, frozen=True):
     """One model file in one format and precision. `precision_found` is read from its tensors, not from the request.
 
@@ -205,6 +227,7 @@ class Artifact(_Record, frozen=True):
     notes: tuple[str, ...] = ()
     confidence: tuple[Count, ...] = ()
     classes: tuple[Count, ...] = ()
+    deferral: Deferral | None = None  # when its answers are better asked of the cloud
 
 
 class SourceFile(_Record, frozen=True):
@@ -224,7 +247,8 @@ class DataSet(_Record, frozen=True):
 class PostProcessing(_Record, frozen=True):
     """How an output becomes a label and a score.
 
-    `activation` is applied to `output` divided by `temperature`; a score below `defer_below` asks the fall-back.
+    `activation` is applied to `output` divided by `temperature`; without one, probabilities are raised to 1 / `temperature` and
+    made to sum to 1 again. A score below `defer_below` asks the fall-back. An artifact's `Deferral` goes before both.
     """
 
     output: str

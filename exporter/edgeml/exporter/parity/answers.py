@@ -15,8 +15,6 @@ from edgeml.wire.manifest import PostProcessing, Signature
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
-DEFER_SHARE = 0.05  # of the samples, those the source is least sure of
-
 
 def answers(run: Run, samples: Samples, signature: Signature) -> dict[str, Array]:
     """`run` (a session's, say) on every sample by itself, as a device calls it: outputs (n, ...) without batch axes of 1.
@@ -55,40 +53,35 @@ def detect_task(samples: Samples, outputs: Outputs) -> TaskKind:
     return "classify" if found is not None and labels.min() >= 0 and labels.max() < found.shape[1] else "regress"
 
 
-def post_processing(outputs: Outputs, task: TaskKind, *, defer: bool = True) -> PostProcessing | None:
-    """How the source's outputs become a label and a score; `None` unless it classifies.
-
-    `defer_below` is the confidence that `DEFER_SHARE` of the samples stay below: what a fall-back is asked for first.
-    """
+def post_processing(outputs: Outputs, task: TaskKind) -> PostProcessing | None:
+    """How the source's outputs become a label and a score; `None` unless it classifies."""
     name = class_output(outputs) if task == "classify" else None
     if name is None:
         return None
     scores = class_scores(outputs[name])
     assert scores is not None, "class_output gives outputs with class scores"
     if are_probabilities(outputs[name]):
-        post = PostProcessing(name)
-    else:
-        post = PostProcessing(name, "softmax" if scores.shape[1] > 1 else "sigmoid")
-    if not defer:
-        return post
-    below = float(f"{np.quantile(confidence(post, outputs), DEFER_SHARE):.6g}")
-    return PostProcessing(name, post.activation, post.temperature, below)
+        return PostProcessing(name)
+    return PostProcessing(name, "softmax" if scores.shape[1] > 1 else "sigmoid")
 
 
 def probabilities(post: PostProcessing, outputs: Outputs) -> Floats:
-    """Probabilities (n, classes) by `post`: a single score p becomes the pair 1 - p, p."""
+    """Probabilities (n, classes) by `post`: a single score p becomes the pair 1 - p, p.
+
+    A temperature T divides scores before a softmax or a sigmoid. Probabilities p it makes p^(1/T) / sum(p^(1/T)): the same
+    thing, as ln p is the scores less a constant.
+    """
     scores = class_scores(outputs[post.output])
     if scores is None:
         raise ValueError(f"output {post.output!r} has no axis of classes")
-    scaled = scores / post.temperature
     if post.activation == "softmax":
+        scaled = scores / post.temperature
         scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        scaled /= scaled.sum(axis=1, keepdims=True)
-    elif post.activation == "sigmoid":
-        scaled = 0.5 * (1 + np.tanh(scaled / 2))
-    return np.hstack([1 - scaled, scaled]) if scaled.shape[1] == 1 else scaled
-
-
-def confidence(post: PostProcessing, outputs: Outputs) -> Floats:
-    """The largest probability of each sample (n,)."""
-    return np.asarray(probabilities(post, outputs).max(axis=1))
+        return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
+    if post.activation == "sigmoid":
+        scores = 0.5 * (1 + np.tanh(scores / post.temperature / 2))
+    pair = np.hstack([1 - scores, scores]) if scores.shape[1] == 1 else scores
+    if post.activation == "sigmoid" or post.temperature == 1.0:
+        return pair
+    powers = np.maximum(pair, 0.0) ** (1 / post.temperature)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

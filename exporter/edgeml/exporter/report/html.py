@@ -38,7 +38,7 @@ def to_html(report: Report) -> str:
     environment.globals.update(
         size=text.size, share=text.share, metric_value=text.metric_value,
         error=text.error, points=text.points, seconds=text.seconds, where=text.where,
-        FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
+        below=text.below, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(
         report=report,
@@ -47,6 +47,7 @@ def to_html(report: Report) -> str:
         legend=Markup(plots.legend(report.artifacts)),  # noqa: S704
         metric=next((a.task.metric for a in report.artifacts if a.task is not None), None),
         source_value=next((a.task.source_value for a in report.artifacts if a.task is not None), None),
+        promised=[a for a in report.artifacts if a.deferral is not None and a.deferral.promise is not None],
         has_latency=any(a.latency is not None for a in report.artifacts),
         snippet=snippet(report),
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeml.wire.manifest import Binding, DataSet, Format, Parity, Precision, Signature, SourceFile, Status, Task
+from edgeml.wire.manifest import Binding, DataSet, Deferral, Format, Parity, Precision, Signature, SourceFile, Status, Task
 
 SCHEMA = 1
 
@@ -46,6 +46,8 @@ class ArtifactReport(msgspec.Struct, frozen=True):
     outputs: tuple[Binding, ...] = ()
     ops: dict[str, int] = {}
     notes: tuple[str, ...] = ()
+    deferral: Deferral | None = None
+    deferral_reason: str | None = None  # why `--defer` is missed, or not surely met
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -26,6 +26,8 @@ def print_report(report: Report, console: Console) -> None:
     for artifact in report.artifacts:
         if reason := text.reason(artifact):
             console.print(Text(f"{_name(artifact)}: {reason}", style=STYLES[artifact.status]))
+        if together := _together(report, artifact):
+            console.print(Text(f"{_name(artifact)}: {together}"))
     for note in (*report.warnings, *report.notes):
         console.print(Text(note))
     console.print(Text.assemble((report.verdict, STYLES[report.verdict]), "  ", report.summary))
@@ -35,9 +37,17 @@ def plain_lines(report: Report) -> Iterator[str]:
     """One line an artifact, then notes, then the verdict."""
     for artifact in report.artifacts:
         yield _line(artifact)
+        if together := _together(report, artifact):
+            yield f"{'':12} {together}"
     for note in (*report.warnings, *report.notes):
         yield f"note: {note}"
     yield f"{report.verdict}: {report.name} {report.version}: {report.summary}"
+
+
+def _together(report: Report, artifact: ArtifactReport) -> str | None:
+    """Said where it was asked for, and no reason says it already."""
+    asked = "defer" in report.options and artifact.deferral_reason is None
+    return text.with_cloud(artifact.deferral) if asked else None
 
 
 def _line(artifact: ArtifactReport) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.report.structs import ArtifactReport
-from edgeml.wire.manifest import Parity, Task
+from edgeml.wire.manifest import Deferral, Parity, Task
 
 NOTHING: Final = "\N{EN DASH}"  # a cell without a value
 MINUS: Final = "\N{MINUS SIGN}"
@@ -89,7 +89,24 @@ def reason(artifact: ArtifactReport) -> str | None:
         return artifact.error
     if artifact.parity is not None and artifact.parity.status == "fail":
         return artifact.parity.reason
-    task = artifact.task
+    reasons = [found for found in (_of_task(artifact.task), artifact.deferral_reason) if found]
+    return "; ".join(reasons) or None
+
+
+def with_cloud(deferral: Deferral | None) -> str | None:
+    """What the artifact and the cloud were measured to reach together; `None` where nothing was."""
+    if deferral is None or deferral.promise is None:
+        return None
+    promise = deferral.promise
+    asked = f"asked for {share(promise.offload)} (below a confidence of {below(deferral)})"
+    return f"with the cloud {share(promise.accuracy)}, {asked}"
+
+
+def below(deferral: Deferral) -> str:
+    return NOTHING if deferral.defer_below is None else f"{deferral.defer_below:.3g}"
+
+
+def _of_task(task: Task | None) -> str | None:
     if task is None or task.status == "pass" or task.budget is None:
         return None
     if task.status == "fail":

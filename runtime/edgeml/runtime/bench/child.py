@@ -21,9 +21,9 @@ import numpy as np
 
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.bundle import Bundle, open_bundle
-from edgeml.runtime.contract import label
 from edgeml.runtime.golden import sample_as, self_test
 from edgeml.runtime.session import Session, open_session
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError
 from edgeml.wire.manifest import Artifact, Format
 

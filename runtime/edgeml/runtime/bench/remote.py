@@ -22,7 +22,7 @@ import msgspec
 from edgeml.runtime.bench.records import Bench
 from edgeml.runtime.bench.rounds import Plan
 from edgeml.runtime.bundle import Bundle, open_bundle, write_bundle
-from edgeml.runtime.contract import label
+from edgeml.wire.contract import label
 from edgeml.wire.errors import EnvironmentProblem, UsageError
 
 CONNECT_S: Final = 15

@@ -25,7 +25,7 @@ from edgeml.runtime.bench.records import Bench, Comparison, Heat, Interval, Mach
 from edgeml.runtime.board import read_board
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import Choice, rank, this_board
-from edgeml.runtime.contract import label
+from edgeml.wire.contract import label
 from edgeml.wire.errors import UsageError
 from edgeml.wire.manifest import Artifact, Manifest
 

@@ -1,0 +1,234 @@
+"""When a device should ask the cloud: temperature and threshold of one artifact, and what export promises of them.
+
+A device asks about every answer whose confidence is below the threshold t. Over samples with labels, of n:
+
+    offload(t)  = |{i: c_i < t}| / n
+    accuracy(t) = (sum over c_i >= t of [device right] + sum over c_i < t of k_i) / n
+
+where k_i is whether the source is right, or the accuracy that the cloud was said to have on what it is asked.
+
+Chosen is the least offload whose bounds hold: accuracy at least A and offload at most B, each one-sided (Clopper and Pearson
+1934), at 99 % if that can be had, else at 95 % or 80 %; else the threshold within B with the best bound. What judges the choice
+are bounds at 95 %: one that only just holds on the samples that found it would not on others.
+
+The promise is cross-fitted: for each of `FOLDS` parts temperature and threshold are found on the others, as they are for the
+whole, and what they give on this part is counted. No sample is promised by a choice that it had a part in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from edgeml.exporter.parity.answers import post_processing, probabilities
+from edgeml.exporter.parity.compare import Outputs, TaskKind
+from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
+from edgeml.exporter.parity.metrics import Flags, Floats
+from edgeml.exporter.plan import DeferGoal
+from edgeml.runtime.backends import Array
+from edgeml.wire.errors import PlanError
+from edgeml.wire.manifest import Deferral, PostProcessing, Promise, Status
+
+DEFER_SHARE: Final = 0.05  # of the samples, where nothing else was asked for: those the artifact is least sure of
+FOLDS: Final = 5
+MISS: Final = 0.05  # how often a one-sided bound may be wrong
+MISSES: Final = (0.01, 0.05, 0.2)  # of the bounds that choose, the surest first
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A deferral and the verdict on it; `reason` says what can be reached where the goal is not, or not surely."""
+
+    deferral: Deferral
+    status: Status = "pass"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Samples with labels (n,): the artifact's scores (n, ...) for them, and how right the cloud would be."""
+
+    post: PostProcessing
+    scores: Array
+    labels: Array
+    cloud: Floats
+
+    def part(self, rows: Flags) -> _Case:
+        return _Case(self.post, self.scores[rows], self.labels[rows], self.cloud[rows])
+
+    def fit(self) -> float:
+        return fit_temperature(self.post, {self.post.output: self.scores}, self.labels)
+
+    def answers(self, temperature: float) -> _Answers:
+        post = msgspec.structs.replace(self.post, temperature=temperature)
+        rows = probabilities(post, {post.output: self.scores})
+        return _Answers(rows.max(axis=1), np.asarray(rows.argmax(axis=1) == self.labels), self.cloud)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """How sure the device is of each sample, whether it is right, and how right the cloud would be."""
+
+    confidence: Floats
+    right: Flags
+    cloud: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Accuracy and offload of every threshold that tells samples apart, from the one that asks about nothing upwards."""
+
+    thresholds: Floats
+    offload: Floats
+    accuracy: Floats
+
+
+def check_goal(labels: Array | None, *, classifies: bool) -> None:
+    """Raises: PlanError: --defer has nothing to be measured on."""
+    if not classifies:
+        raise PlanError("--defer: the model does not classify", hint="a threshold on the confidence needs classes")
+    if labels is None or labels.dtype.kind != "i":
+        raise PlanError("--defer: the evaluation samples have no class numbers", hint="put them in 'y' of the --eval file")
+
+
+def source_post(outputs: Outputs, task: TaskKind, labels: Array | None) -> PostProcessing | None:
+    """How the source's own answers are read, for the cloud and for the reference's bins; `None` unless it classifies."""
+    post = post_processing(outputs, task)
+    if post is None:
+        return None
+    own = defer(post, outputs, outputs, labels).deferral
+    return msgspec.structs.replace(post, temperature=own.temperature, defer_below=own.defer_below)
+
+
+def defer(
+    post: PostProcessing, reference: Outputs, got: Outputs, labels: Array | None, goal: DeferGoal | None = None
+) -> Deferred:
+    """Temperature, threshold and promise for an artifact with outputs `got`.
+
+    Without a goal the threshold is the confidence that `DEFER_SHARE` of the samples stay below. Without class numbers the
+    temperature is 1 and nothing is promised.
+
+    Args:
+        post: how the artifact's outputs become confidences; its temperature plays no part.
+        reference: the source's outputs (n, ...).
+        got: the artifact's.
+        labels: class numbers (n,), or anything else, which is not used.
+        goal: what was asked for.
+    """
+    if labels is None or not _are_classes(labels, post, got):
+        confidence = probabilities(msgspec.structs.replace(post, temperature=1.0), got).max(axis=1)
+        return Deferred(Deferral(defer_below=tidy(float(np.quantile(confidence, DEFER_SHARE)))))
+    cloud = (probabilities(post, reference).argmax(axis=1) == labels).astype(np.float64)
+    if goal is not None and goal.cloud is not None:
+        cloud = np.full(len(labels), goal.cloud)
+    case = _Case(post, got[post.output], labels, cloud)
+    temperature = case.fit()
+    answers = case.answers(temperature)
+    promise = _promise(case, goal)
+    status, reason = ("pass", None) if goal is None else _verdict(goal, promise, answers)
+    return Deferred(Deferral(temperature, choose(answers, goal, len(labels)), promise), status, reason)
+
+
+def _are_classes(labels: Array, post: PostProcessing, outputs: Outputs) -> bool:
+    """Whether these are class numbers; a metric of the user's may read anything from them."""
+    if labels.dtype.kind != "i" or labels.shape != (len(outputs[post.output]),):
+        return False
+    return bool(labels.min() >= 0 and labels.max() < probabilities(post, outputs).shape[1])
+
+
+def choose(answers: _Answers, goal: DeferGoal | None, count: int) -> float:
+    """The threshold; bounds are those of `count` samples with these shares, so that folds choose as the whole does."""
+    curve = _curve(answers)
+    if goal is None:
+        return float(curve.thresholds[int(np.abs(curve.offload - DEFER_SHARE).argmin())])
+    for miss in MISSES:
+        surely, most = low_bound(curve.accuracy, count, miss), high_bound(curve.offload, count, miss)
+        allowed = (most <= goal.offload) | (curve.offload == 0.0)  # a device that never asks stays within any
+        good = np.flatnonzero(allowed & (surely >= goal.accuracy))
+        if len(good):
+            return float(curve.thresholds[good[0]])
+    return float(curve.thresholds[allowed][surely[allowed].argmax()])
+
+
+def low_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
+    """Clopper and Pearson's lower bound of shares; of a mean of values between 0 and 1 it is rather below that."""
+    from scipy.stats import beta  # takes a second to import
+
+    hits = shares * count
+    return np.where(hits > 0, beta.ppf(miss, np.maximum(hits, 1e-9), count - hits + 1), 0.0)
+
+
+def high_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
+    return 1.0 - low_bound(1.0 - shares, count, miss)
+
+
+def tidy(threshold: float) -> float:
+    return float(f"{threshold:.6g}")
+
+
+def _curve(answers: _Answers) -> _Curve:
+    """Thresholds lie in the middle between neighbours; samples of equal confidence are never parted."""
+    order = np.argsort(answers.confidence, kind="stable")
+    confidence, count = answers.confidence[order], len(order)
+    gain = np.concatenate([[0.0], np.cumsum(answers.cloud[order] - answers.right[order])])
+    cuts = np.flatnonzero(np.diff(confidence) > 0) + 1
+    middles = [_between(float(confidence[cut - 1]), float(confidence[cut])) for cut in cuts]
+    cuts = np.concatenate([[0], cuts])
+    return _Curve(np.asarray([0.0, *middles]), cuts / count, (answers.right.sum() + gain[cuts]) / count)
+
+
+def _between(low: float, high: float) -> float:
+    middle = tidy((low + high) / 2)
+    return middle if low < middle <= high else high
+
+
+def _promise(case: _Case, goal: DeferGoal | None) -> Promise:
+    count = len(case.labels)
+    folds = np.random.default_rng(0).permutation(count) % FOLDS
+    confidence, asked = np.zeros(count), np.zeros(count, np.bool_)
+    for fold in np.unique(folds):
+        here = folds == fold
+        rest = case.part(~here) if count > 1 else case
+        temperature = rest.fit()
+        confidence[here] = case.part(here).answers(temperature).confidence
+        asked[here] = confidence[here] < choose(rest.answers(temperature), goal, count)
+    right = case.answers(1.0).right
+    return Promise(
+        accuracy=_share(np.where(asked, case.cloud, right)),
+        offload=_share(asked),
+        alone=_share(right),
+        ece=float(f"{calibration_error(confidence, right):.6f}"),
+        n=count,
+        cloud=None if goal is None else goal.cloud,
+    )
+
+
+def _share(values: Array) -> float:
+    return float(f"{values.mean():.6f}")
+
+
+def _verdict(goal: DeferGoal, promise: Promise, answers: _Answers) -> tuple[Status, str | None]:
+    """As for the accuracy budget: the bounds decide what passes, the estimates what fails."""
+    reached = f"device and cloud reach {_percent(promise.accuracy)} at {_percent(promise.offload)} offload"
+    if promise.accuracy < goal.accuracy or promise.offload > goal.offload:
+        return "fail", f"{reached}; {_reachable(goal, answers)}"
+    low = float(low_bound(np.asarray(promise.accuracy), promise.n))
+    high = float(high_bound(np.asarray(promise.offload), promise.n)) if promise.offload else 0.0
+    if low >= goal.accuracy and high <= goal.offload:
+        return "pass", None
+    return "inconclusive", f"{reached}, but {promise.n:,} samples prove no more than {_percent(low)} at {_percent(high)}"
+
+
+def _reachable(goal: DeferGoal, answers: _Answers) -> str:
+    curve = _curve(answers)
+    enough = np.flatnonzero(curve.accuracy >= goal.accuracy)
+    if len(enough):
+        return f"{_percent(goal.accuracy)} takes {_percent(float(curve.offload[enough[0]]))} on these samples"
+    return f"no threshold reaches {_percent(goal.accuracy)}: the best is {_percent(float(curve.accuracy.max()))}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if 0.001 <= share <= 0.999 else f"{100 * share:.3g} %"
