@@ -55,23 +55,25 @@ def test_static_int8_without_calibration_is_refused_with_the_way_out(to: str) ->
 
 
 def test_a_precision_that_no_format_has_is_refused_with_those_that_are_there() -> None:
-    message = r"--precision int8-weights: no format that was asked for has it: expected onnx: fp32,.*; add coreml to --to"
+    message = (
+        r"--precision int8-dynamic: no format that was asked for has it: expected coreml: fp32,.*; add onnx or tflite to --to"
+    )
     with pytest.raises(PlanError, match=message) as caught:
-        make_plan("m.h5", to="onnx", precision="fp32,int8-weights")
+        make_plan("m.h5", to="coreml", precision="fp32,int8-dynamic")
     assert caught.value.exit_code == 2
 
 
 def test_a_precision_that_one_format_lacks_is_left_out_there_and_noted() -> None:
-    plan = make_plan("m.h5", to="onnx,coreml", precision="fp32,int8-weights")
+    plan = make_plan("m.h5", to="onnx,coreml", precision="fp32,int8-dynamic")
 
     assert plan.formats == ("onnx", "coreml")
-    assert plan.precisions_of("onnx") == ("fp32",)
-    assert plan.precisions_of("coreml") == ("fp32", "int8-weights")
-    assert plan.notes == ("int8-weights is left out for onnx, which does not have it.",)
+    assert plan.precisions_of("onnx") == ("fp32", "int8-dynamic")
+    assert plan.precisions_of("coreml") == ("fp32",)
+    assert plan.notes == ("int8-dynamic is left out for coreml, which does not have it.",)
 
 
 def test_a_format_that_is_left_with_nothing_is_not_converted() -> None:
-    assert make_plan("m.h5", to="onnx,coreml", precision="int8-weights").formats == ("coreml",)
+    assert make_plan("m.h5", to="onnx,coreml", precision="int8-dynamic").formats == ("onnx",)
 
 
 def test_int8_weights_of_core_ml_need_no_calibration() -> None:
@@ -89,6 +91,7 @@ def test_int8_weights_of_core_ml_need_no_calibration() -> None:
         ({"version": "1.2"}, "--version: expected a semantic version"),
         ({"version": "01.2.3"}, "--version"),
         ({"name": "Has Space"}, "--name"),
+        ({"ranges": "kl"}, "--ranges: expected auto or min-max or average or percentile or entropy or mse"),
         ({"task": "rank"}, "--task: expected auto or classify or regress"),
         ({"seed": -1}, "--seed"),
         ({"time_limit_s": 0.0}, "--time-limit"),

@@ -22,7 +22,7 @@ from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare
 from edgeml.exporter.parity.deferral import defer
 from edgeml.exporter.parity.metrics import max_abs
 from edgeml.exporter.plan import DeferGoal
-from edgeml.exporter.precision import CALIBRATED, INTEGERS
+from edgeml.exporter.precision import CALIBRATED, INTEGERS, Ranges
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.reference import answer_counts
 from edgeml.exporter.report.structs import verdict_of
@@ -161,17 +161,18 @@ def quantize(
     model: str,
     out: str,
     inputs: list[Any],
+    ranges: Ranges = "auto",
 ) -> list[str]:
     """Job: write a smaller form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
     feeds = _feeds(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
     if feeds is None and precision in CALIBRATED[format]:
         raise PlanError(f"{precision} without calibration samples", hint="give --calib")
-    quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds)
+    quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds, ranges)
     Path(out).write_bytes(quantized.model)
     return list(quantized.notes)
 
 
-def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None], Quantized]:
+def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None, Ranges], Quantized]:
     if format_ == "onnx":
         from edgeml.exporter.quantize.onnx import smaller_onnx
 

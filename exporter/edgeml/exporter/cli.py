@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeml.exporter.plan import ExportPlan, make_plan
-from edgeml.exporter.precision import PRECISIONS
+from edgeml.exporter.precision import PRECISIONS, RANGES
 from edgeml.exporter.target.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
         str | None, typer.Option("--for", help=f"Formats and precisions that suit a device: {', '.join(PRESETS)}.")
     ] = None,
     calib: Annotated[Path | None, typer.Option(help="Calibration samples, .npz: one array per input, or x.")] = None,
+    ranges: Annotated[str, typer.Option(help=f"Activation ranges: {', '.join(RANGES)}.")] = "auto",
     evaluation: Annotated[Path | None, typer.Option("--eval", help="Evaluation samples, .npz; labels in y.")] = None,
     max_drop: Annotated[float, typer.Option(help="Accepted drop of the task metric, in percentage points.")] = 1.0,
     name: Annotated[str | None, typer.Option(help="Model name; from the file name if not given.")] = None,
@@ -56,7 +57,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache, signature=signature, metric=metric, defer=defer,
+        cache=not no_cache, ranges=ranges, signature=signature, metric=metric, defer=defer,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

@@ -11,6 +11,7 @@ from edgeml.wire.manifest import Format
 
 WEIGHTS = frozenset({"float32", "float16", "float64", "int8", "uint8", "int16", "int4", "uint4"})
 LEAST_SHARE = 0.01  # of the elements; less is scales and offsets
+_ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})  # whose second and third inputs are scales and zero points
 
 
 def contents(format_: Format, model: bytes) -> tuple[str, dict[str, int]]:
@@ -34,7 +35,8 @@ def _onnx(model: bytes) -> tuple[Counter[str], Counter[str]]:
     from onnx import numpy_helper
 
     proto = onnx.load_model_from_string(model)
-    arrays = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer)
+    steps = {name for node in proto.graph.node if node.op_type in _ROUNDING for name in node.input[1:]}
+    arrays = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name not in steps)
     return _weights((array.dtype.name, array.size) for array in arrays), Counter(node.op_type for node in proto.graph.node)
 
 

@@ -15,7 +15,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "keras": ("tensorflow", "keras", "tf_keras", "tf2onnx", "h5py"),
     "sklearn": ("sklearn", "skl2onnx"),
     "export": (
-        "ai_edge_litert", "ai_edge_quantizer", "coremltools", "jinja2", "litert_torch", "onnx", "onnxconverter_common",
+        "ai_edge_litert", "ai_edge_quantizer", "coremltools", "jinja2", "litert_torch", "onnx",
         "onnxruntime", "onnxscript", "onnxslim", "rich", "scipy", "torch",
     ),
 }  # fmt: skip
@@ -43,7 +43,6 @@ FORMATS: Final[dict[Format, tuple[str, ...]]] = {
     "coreml": ("coremltools", "torch"),  # the interpreter computes with torch
 }
 SMALLER: Final[dict[tuple[Format, Precision], tuple[str, ...]]] = {
-    ("onnx", "fp16"): ("onnxconverter_common",),
     **{("tflite", precision): ("ai_edge_quantizer",) for precision in AVAILABLE["tflite"] if precision != "fp32"},
 }
 

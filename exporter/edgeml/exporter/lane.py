@@ -99,12 +99,12 @@ class Lane:
                 inputs = msgspec.to_builtins(whole.artifact.inputs)
                 depends = {
                     "model": whole.artifact.sha256, "format": self.format, "precision": precision, "task": self.trial.task,
-                    "calibration": self.calibrated, "inputs": inputs,
+                    "calibration": self.calibrated, "inputs": inputs, "ranges": self.plan.ranges,
                 }  # fmt: skip
                 notes, kept = self.cache.call(
                     self.judge, f"{JOBS}.artifact:quantize", depends, out=out,
                     trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),
-                    inputs=inputs,
+                    inputs=inputs, ranges=self.plan.ranges,
                 )  # fmt: skip
                 step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
         except EdgemlError as error:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeVar, cast, get_args
 import msgspec
 
 from edgeml.exporter.metric import AUTO, CLASSES, VALUES, Metric, parse_metric
-from edgeml.exporter.precision import AVAILABLE, PRECISIONS, left_out, refuse_uncalibrated
+from edgeml.exporter.precision import AVAILABLE, PRECISIONS, RANGES, Ranges, left_out, refuse_uncalibrated
 from edgeml.exporter.target.presets import Preset, describe, preset
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Format, Name, Precision, Version
@@ -72,6 +72,7 @@ class ExportPlan:
     target: Preset | None = None
     left_out: tuple[str, ...] = ()
     defer: DeferGoal | None = None
+    ranges: Ranges = "auto"
 
     def precisions_of(self, format_: Format) -> tuple[Precision, ...]:
         return tuple(precision for precision in self.precisions if precision in AVAILABLE[format_])
@@ -97,6 +98,7 @@ class ExportPlan:
             "metric": self.metric.name,
             **({} if self.target is None else {"target": self.target.name}),
             **({} if self.defer is None else {"defer": self.defer.text}),
+            **({} if self.ranges == "auto" else {"ranges": self.ranges}),
         }
 
 
@@ -121,6 +123,7 @@ def make_plan(
     signature: str | None = None,
     metric: str = "auto",
     defer: str | None = None,
+    ranges: str = "auto",
 ) -> ExportPlan:
     """Check what was typed. What `to` and `precision` leave open, the device named by `target` decides.
 
@@ -146,6 +149,8 @@ def make_plan(
         raise PlanError("--seed", expected="0 or more", got=str(seed))
     if task not in TASKS:
         raise PlanError("--task", expected=" or ".join(TASKS), got=repr(task))
+    if ranges not in RANGES:
+        raise PlanError("--ranges", expected=" or ".join(RANGES), got=repr(ranges))
     measure = parse_metric(metric)
     if (measure.kind in CLASSES and task == "regress") or (measure.kind in VALUES and task == "classify"):
         kind = "classification" if measure.kind in CLASSES else "regression"
@@ -174,6 +179,7 @@ def make_plan(
         target=device,
         left_out=missing,
         defer=_goal(defer, evaluation),
+        ranges=ranges,
     )
 
 

@@ -6,22 +6,26 @@ What a name means in each format stands in docs/export.md; what each is made of,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Format, Precision
 
+Ranges = Literal["auto", "min-max", "average", "percentile", "entropy", "mse"]
+"""How activation ranges are found: by one observer, or by whichever errs least on calibration samples held out."""
+
+RANGES: Final[tuple[Ranges, ...]] = get_args(Ranges)
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 AVAILABLE: Final[dict[Format, tuple[Precision, ...]]] = {
-    "onnx": ("fp32", "fp16", "int8"),
-    "tflite": ("fp32", "fp16", "int8"),
+    "onnx": ("fp32", "fp16", "int16", "int8-weights", "int8-dynamic", "int8", "int4-weights"),
+    "tflite": ("fp32", "fp16", "int16", "int8-weights", "int8-dynamic", "int8", "int4-weights"),
     "coreml": ("fp32", "fp16", "int8", "int8-weights"),
 }
 
 CALIBRATED: Final[dict[Format, frozenset[Precision]]] = {
-    "onnx": frozenset({"int8"}),
-    "tflite": frozenset({"int8"}),
+    "onnx": frozenset({"int8", "int16"}),
+    "tflite": frozenset({"int8", "int16"}),
     "coreml": frozenset(),
 }
 """Those whose activations have fixed ranges, which only calibration samples can give."""

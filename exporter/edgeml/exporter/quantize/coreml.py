@@ -18,6 +18,7 @@ from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.mil.backend import count_operations
 from edgeml.exporter.mil.package import unpack_mlpackage
+from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.wire.manifest import Precision
 
@@ -25,9 +26,9 @@ LEAST_WEIGHTS: Final = 256  # elements; below it scales and operations cost more
 _UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
 
 
-def smaller_coreml(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+def smaller_coreml(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
     """A packed float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
-    del feeds
+    del feeds, ranges
     if precision == "fp16":
         return Quantized(to_fp16_coreml(model))
     assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"

@@ -45,11 +45,27 @@ def consumers(graph: Any) -> dict[str, list[Any]]:
     """Value name -> nodes that read it; a graph output counts as read by `None`."""
     found: dict[str, list[Any]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in (*node.input, *captured(node)):
             found.setdefault(name, []).append(node)
     for output in graph.output:
         found.setdefault(output.name, []).append(None)
     return found
+
+
+def captured(node: Any) -> set[str]:
+    """Names that a node's sub-graphs read from outside."""
+    found: set[str] = set()
+    for graph in (graph for a in node.attribute for graph in ((a.g,) if a.HasField("g") else a.graphs)):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        found |= {name for inner in graph.node for name in read_names(inner)} | {output.name for output in graph.output}
+        found -= own
+    return found
+
+
+def read_names(node: Any) -> set[str]:
+    """Every name a node reads, be it inside its sub-graphs."""
+    return set(node.input) | captured(node)
 
 
 def set_tensor(tensor: Any, values: Array) -> None:
@@ -87,7 +103,7 @@ def _drop_one_identity_reshape(proto: Any) -> bool:
         for value in (*inferred.value_info, *inferred.input)
     }
     constants = initializers(graph)
-    outputs = {output.name for output in graph.output}
+    outputs = {output.name for output in graph.output}.union(*map(captured, graph.node))
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants or node.output[0] in outputs:
             continue
@@ -180,7 +196,7 @@ def _bypass(graph: Any, node: Any) -> None:
 
 
 def _drop_unused(graph: Any) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in read_names(node)}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -100,8 +100,8 @@ class Network(Protocol):
         """Values of a tensor next to a layer in the common order."""
         ...
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array]) -> bytes:
-        """The int8 file: tensor name -> range, weights' name -> one scale per output channel."""
+    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
+        """The static file: tensor name -> range, weights' name -> one scale per output channel; `bits` of activations."""
         ...
 
     def open(self, model: bytes) -> Backend: ...

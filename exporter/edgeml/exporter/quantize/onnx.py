@@ -1,6 +1,7 @@
-"""ONNX in float16 and int8.
+"""ONNX in other precisions than float32; inputs and outputs stay float32.
 
-int8: fold what can be folded, quantize as `static` says, write QuantizeLinear and DequantizeLinear around integer operators.
+int8 and int16: fold what can be folded, quantize as `static` says, write QuantizeLinear and DequantizeLinear around integer
+operators. The others change weights and what reads them, as `onnx_weights`, `onnx_dynamic` and `onnx_half` say.
 """
 
 from __future__ import annotations
@@ -11,26 +12,43 @@ import numpy as np
 
 from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT
 from edgeml.exporter.calibrate.feeds import Feeds
-from edgeml.exporter.quantize.fold import initializers, ready
+from edgeml.exporter.calibrate.onnx import watch_onnx
+from edgeml.exporter.precision import Ranges
+from edgeml.exporter.quantize.fold import ready
+from edgeml.exporter.quantize.onnx_dynamic import write_dynamic
+from edgeml.exporter.quantize.onnx_half import to_half
 from edgeml.exporter.quantize.onnx_network import OnnxNetwork, with_biases
+from edgeml.exporter.quantize.onnx_weights import OPSET21, SmallWeights, at_opset
+from edgeml.exporter.quantize.qdq import shorten_names
 from edgeml.exporter.quantize.result import Quantized
-from edgeml.exporter.quantize.static import to_int8
-from edgeml.runtime.backends import Array
-from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.exporter.quantize.static import to_int8, to_int16
+from edgeml.exporter.quantize.weights import BLOCK, LEAST_WEIGHTS, rounding_note, with_rounded_weights
+from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Precision
 
 
-def smaller_onnx(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+def smaller_onnx(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
     """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
     if precision == "fp16":
-        return Quantized(to_fp16_onnx(model))
-    assert precision == "int8", "the plan asks for nothing else"
+        return to_fp16_onnx(model, feeds)
+    if precision == "int8-dynamic":
+        return to_dynamic_onnx(model, feeds)
+    if precision in {"int8-weights", "int4-weights"}:
+        return to_small_weights_onnx(model, feeds, bits=4 if precision == "int4-weights" else 8)
     assert feeds is not None, "the plan asks for samples"
-    return to_int8_onnx(model, feeds)
+    if precision == "int16":
+        return to_int16_onnx(model, feeds, ranges=ranges)
+    assert precision == "int8", "the plan asks for nothing else"
+    return to_int8_onnx(model, feeds, ranges=ranges)
 
 
 def to_int8_onnx(
-    model: bytes, feeds: Feeds, *, task: Literal["classify", "regress"] = "classify", keep_float: frozenset[str] = frozenset()
+    model: bytes,
+    feeds: Feeds,
+    *,
+    task: Literal["classify", "regress"] = "classify",
+    keep_float: frozenset[str] = frozenset(),
+    ranges: Ranges = "auto",
 ) -> Quantized:
     """The static int8 form of a float32 model; inputs and outputs stay float32.
 
@@ -41,9 +59,20 @@ def to_int8_onnx(
         UnsupportedError: nothing in the model can be quantized.
     """
     del task  # the error that chooses is the same for both
-    quantized = to_int8(open_onnx_network(model, keep_float), model, feeds)
+    return _with_integers(to_int8(open_onnx_network(model, keep_float), model, feeds, ranges))
+
+
+def to_int16_onnx(
+    model: bytes, feeds: Feeds, *, keep_float: frozenset[str] = frozenset(), ranges: Ranges = "auto"
+) -> Quantized:
+    """int8 weights and 16-bit activations, which ONNX has from opset 21 on; otherwise as `to_int8_onnx`."""
+    proto = at_opset(with_biases(ready(model)), OPSET21)
+    return _with_integers(to_int16(OnnxNetwork(proto, keep_float), feeds, ranges))
+
+
+def _with_integers(quantized: Quantized) -> Quantized:
     if b"QuantizeLinear" not in quantized.model:
-        raise UnsupportedError("no operator of this model can run on int8", hint="ask for fp32 or fp16")
+        raise UnsupportedError("no operator of this model can run on integers", hint="ask for fp32 or fp16")
     return quantized
 
 
@@ -56,40 +85,75 @@ def open_onnx_network(model: bytes, keep_float: frozenset[str] = frozenset()) ->
     return OnnxNetwork(with_biases(ready(model)), keep_float)
 
 
-def to_fp16_onnx(model: bytes) -> bytes:
-    """The float16 form of a float32 model; inputs and outputs stay float32, and so do operators whose constants overflow."""
-    try:
-        import onnx
-        from onnxconverter_common import float16
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "onnxconverter_common", "export") from error
-    proto = ready(model)
-    constants = initializers(proto.graph)  # folded first: what is folded is not rounded between
-    large = {name for name, tensor in constants.items() if _overflows(onnx.numpy_helper.to_array(tensor))}
-    for number, node in enumerate(proto.graph.node):
-        node.name = node.name or f"node_{number}"
-    blocked = [node.name for node in proto.graph.node if large & set(node.input)]
-    converted = float16.convert_float_to_float16(
-        proto, keep_io_types=True, node_block_list=blocked, disable_shape_infer=False, min_positive_val=0.0
+def to_small_weights_onnx(model: bytes, feeds: Feeds | None, *, bits: Literal[8, 4]) -> Quantized:
+    """The model with int8 or int4 weights that are unpacked to float32 before they are used.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        UnsupportedError: it has no weights to speak of, or cannot be brought to an opset that has int4.
+    """
+    network, scales = with_rounded_weights(
+        open_onnx_network(model), feeds, lambda _, inputs: BLOCK if bits == 4 and inputs >= BLOCK else None
     )
-    _float_outputs(converted)
-    del converted.graph.value_info[:]
-    half: bytes = converted.SerializeToString(deterministic=True)
-    return half
+    proto = at_opset(network.proto, OPSET21) if bits == 4 else network.proto
+    small = SmallWeights(proto, scales)
+    small.write(bits)
+    kinds = [f"{small.counts[4]} int4, a scale for {BLOCK} inputs of a channel"] if small.counts[4] else []
+    kinds += [f"{small.counts[8]} int8, a scale per channel"] if small.counts[8] else []
+    return _written(
+        proto, f"weight tensors: {'; '.join(kinds)}; {rounding_note(feeds)}; computing in float32", sum(small.counts.values())
+    )
 
 
-def _float_outputs(proto: Any) -> None:
-    """The converter forgets to keep an output float32 if the operator that gives it stayed float."""
-    import onnx
+def to_dynamic_onnx(model: bytes, feeds: Feeds | None) -> Quantized:
+    """The model with int8 weights and activations that are rounded when it runs, each by its own range then.
 
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    for output in proto.graph.output:
-        maker = makers.get(output.name)
-        if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT16 or maker is None or maker.op_type != "Cast":
-            continue
-        maker.attribute[0].i = onnx.TensorProto.FLOAT
-        output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    Raises:
+        ModelError: the model cannot be loaded.
+        UnsupportedError: it has no weights to speak of.
+    """
+    network, scales = with_rounded_weights(open_onnx_network(model), feeds, lambda *_: None)
+    small = SmallWeights(network.proto, scales)
+    integer = write_dynamic(network.proto, small)
+    small.write(8)
+    note = (
+        f"{integer} products and recurrent layers compute in integers, {small.counts[8]} weight tensors of others are int8 and "
+    )
+    return _written(network.proto, f"{note}unpacked to float32; {rounding_note(feeds)}", integer + small.counts[8])
 
 
-def _overflows(values: Array) -> bool:
-    return values.dtype == np.float32 and values.size > 0 and float(np.abs(values).max()) > FLOAT16_LIMIT
+def to_fp16_onnx(model: bytes, feeds: Feeds | None = None) -> Quantized:
+    """The float16 form of a float32 model; inputs and outputs stay float32, and so do operators float16 would overflow in.
+
+    Constants show what overflows, and `feeds`, if given, activations do.
+    """
+    proto = ready(model)
+    large = {} if feeds is None else _largest(proto, feeds)
+    beyond = {name: value for name, value in large.items() if value > FLOAT16_LIMIT}
+    half, kept = to_half(proto, beyond)
+    shorten_names(half)
+    notes = [f"{kept} operators stay float32"] if kept else []
+    if beyond:
+        named = ", ".join(f"{name!r} ({value:.3g})" for name, value in sorted(beyond.items())[:5])
+        notes.append(f"beyond {FLOAT16_LIMIT:g}, the most float16 holds, and so kept float32: {named}")
+    return Quantized(half.SerializeToString(deterministic=True), tuple(notes))
+
+
+def _largest(proto: Any, feeds: Feeds) -> dict[str, float]:
+    """The largest magnitude of every float tensor over the samples."""
+    found: dict[str, float] = {}
+    for tensors in watch_onnx(proto, feeds)():
+        for name, values in tensors.items():
+            if values.size:
+                found[name] = max(found.get(name, 0.0), float(np.abs(values).max()))
+    return found
+
+
+def _written(proto: Any, note: str, count: int) -> Quantized:
+    if not count:
+        raise UnsupportedError(
+            f"no weight tensor of this model has {LEAST_WEIGHTS} elements, so none would get smaller",
+            hint="ask for fp32 or fp16",
+        )
+    shorten_names(proto)
+    return Quantized(proto.SerializeToString(deterministic=True), (note,))

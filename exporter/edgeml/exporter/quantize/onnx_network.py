@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import onnx
@@ -82,8 +82,8 @@ class OnnxNetwork:
     def arrange(self, layer: Layer, tensor: str, values: Array) -> Array:  # noqa: ARG002 - ONNX has the common order
         return values
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array]) -> bytes:
-        written = insert(self.proto, ranges, self.keep_float, scales)
+    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
+        written = insert(self.proto, ranges, self.keep_float, scales, bits=bits)
         shorten_names(written)
         bytes_: bytes = written.SerializeToString(deterministic=True)
         return bytes_

@@ -1,21 +1,21 @@
 """Writes a quantized ONNX graph: QuantizeLinear and DequantizeLinear around operators that engines can run on integers.
 
-Activations are uint8 with one scale, weights int8 with one scale per output channel and zero point 0, biases int32. A tensor
-is rounded once, after the activation function that follows its layer. What only moves values (Reshape, Transpose, …) keeps its
-input's scale. Graph inputs and outputs stay float, and so does all that stands between a layer and the model's end.
+Activations are uint8 (or uint16) with one scale, weights int8 with one per output channel and zero point 0, biases int32. A
+tensor is rounded once, after the activation function that follows its layer. What only moves values (Reshape, Transpose, …)
+keeps its input's scale. Graph inputs and outputs stay float, and so does all that stands between a layer and the model's end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeml.exporter.calibrate.observers import LEVELS, Range, with_zero
-from edgeml.exporter.quantize.fold import attribute, consumers, initializers
+from edgeml.exporter.quantize.fold import attribute, captured, consumers, initializers, read_names
 from edgeml.runtime.backends import Array
 
 WEIGHT_LIMIT: Final = 127  # -128 is left out: symmetric
@@ -32,20 +32,20 @@ _FLOAT_CONSTANTS: Final = (TensorProto.FLOAT,)
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """How reals become uint8: real = scale * (code - zero_point)."""
+    """How reals become unsigned integers: real = scale * (code - zero_point)."""
 
     scale: np.float32
     zero_point: int
 
 
-def codes(range_: Range) -> Codes:
+def codes(range_: Range, levels: int = LEVELS) -> Codes:
     """The codes that cover a range, zero exactly among them.
 
-    scale = (high - low) / 255, zero point = round(-low / scale).
+    scale = (high - low) / (levels - 1), zero point = round(-low / scale).
     """
     low, high = with_zero(*range_)
-    scale = np.float32((high - low) / (LEVELS - 1))
-    return Codes(scale, int(np.clip(np.round(-low / scale), 0, LEVELS - 1)))
+    scale = np.float32((high - low) / (levels - 1))
+    return Codes(scale, int(np.clip(np.round(-low / scale), 0, levels - 1)))
 
 
 def weight_scales(weights: Array, axis: int) -> Array:
@@ -81,21 +81,24 @@ def insert(
     ranges: Mapping[str, Range],
     keep_float: frozenset[str] = frozenset(),
     scales: Mapping[str, Array] | None = None,
+    *,
+    bits: Literal[8, 16] = 8,
 ) -> Any:
     """A copy of a folded model with its tensors quantized to `ranges` (tensor name -> range).
 
-    `scales`: weights' name -> one scale per output channel, for weights that are rounded already.
+    `scales`: weights' name -> one scale per output channel, for weights that are rounded already. `bits` are those of
+    activations; 16 needs opset 21.
     """
     copy = type(proto)()
     copy.CopyFrom(proto)
-    return _Writer(copy, ranges, keep_float, scales or {}).write()
+    return _Writer(copy, ranges, keep_float, scales or {}, bits).write()
 
 
 class _Writer:
     def __init__(
-        self, proto: Any, ranges: Mapping[str, Range], keep_float: frozenset[str], scales: Mapping[str, Array]
+        self, proto: Any, ranges: Mapping[str, Range], keep_float: frozenset[str], scales: Mapping[str, Array], bits: int
     ) -> None:
-        self.scales = scales
+        self.scales, self.levels, self.unsigned = scales, 2**bits, np.uint16 if bits > 8 else np.uint8
         self.proto, self.graph, self.ranges = proto, proto.graph, ranges
         self.constants, self.readers = initializers(proto.graph), consumers(proto.graph)
         self.makers = {name: node for node in proto.graph.node for name in node.output}
@@ -133,6 +136,8 @@ class _Writer:
         if node.op_type != "Relu" or node.output[0] in self.outputs or node.output[0] in self.kept:
             return False
         maker = self.makers.get(value)
+        if any(node.output[0] in captured(reader) for reader in self.readers.get(node.output[0], [])):
+            return False
         if (
             maker is None
             or len(self.readers[value]) != 1
@@ -140,7 +145,7 @@ class _Writer:
             or not self._is_quantized(maker)
         ):
             return False
-        return self._wanted(node.output[0], node) and codes(self.ranges[node.output[0]]).zero_point == 0
+        return self._wanted(node.output[0], node) and codes(self.ranges[node.output[0]], self.levels).zero_point == 0
 
     def _wanted(self, name: str, maker: Any) -> bool:
         """Whether a tensor is rounded: an integer operator reads it, and it is not on its way into its own activation."""
@@ -164,8 +169,8 @@ class _Writer:
         if not self._wanted(name, maker):
             return
         moved = maker is not None and maker.op_type in MOVING and maker.input[0] in self.codes
-        found = self.codes[maker.input[0]] if moved else codes(self.ranges[name])
-        scale, zero = self._constant(np.float32(found.scale)), self._constant(np.uint8(found.zero_point))
+        found = self.codes[maker.input[0]] if moved else codes(self.ranges[name], self.levels)
+        scale, zero = self._constant(np.float32(found.scale)), self._constant(self.unsigned(found.zero_point))
         quantized, real = f"{name}/quantized", f"{name}/dequantized"
         self.graph.node.append(helper.make_node("QuantizeLinear", [source or name, scale, zero], [quantized]))
         self.graph.node.append(helper.make_node("DequantizeLinear", [quantized, scale, zero], [real]))
@@ -184,9 +189,9 @@ class _Writer:
 
     def _activation_constant(self, name: str) -> str:
         values = numpy_helper.to_array(self.constants[name])
-        found = codes(with_zero(float(values.min()), float(values.max())))
-        stored = np.clip(np.round(values / found.scale) + found.zero_point, 0, LEVELS - 1).astype(np.uint8)
-        return self._dequantized(name, stored, np.float32(found.scale), np.uint8(found.zero_point), None)
+        found = codes(with_zero(float(values.min()), float(values.max())), self.levels)
+        stored = np.clip(np.round(values / found.scale) + found.zero_point, 0, self.levels - 1).astype(self.unsigned)
+        return self._dequantized(name, stored, np.float32(found.scale), self.unsigned(found.zero_point), None)
 
     def _quantize_layer(self, node: Any) -> None:
         name = node.input[1]
@@ -211,7 +216,7 @@ class _Writer:
             )
 
     def _dequantized(
-        self, name: str, stored: Array, scales: Array | np.float32, zero: Array | np.uint8, axis: int | None
+        self, name: str, stored: Array, scales: Array | np.float32, zero: Array | np.unsignedinteger[Any], axis: int | None
     ) -> str:
         inputs = [self._constant(stored), self._constant(scales), self._constant(zero)]
         options = {} if axis is None else {"axis": axis}
@@ -235,7 +240,7 @@ class _Writer:
         return self.shared[key]
 
     def _drop_unused(self) -> None:
-        used = {name for node in self.graph.node for name in node.input}
+        used = {name for node in self.graph.node for name in read_names(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
@@ -263,7 +268,7 @@ def _wide_enough(scales: Array, bias: Array, input_scale: np.float32) -> Array:
 def shorten_names(proto: Any) -> None:
     """Give inner values the shortest names: names are a quarter of a small model's bytes. Inputs and outputs keep theirs."""
     graph = proto.graph
-    kept = {value.name for value in (*graph.input, *graph.output)} | {""}
+    kept = {value.name for value in (*graph.input, *graph.output)} | {""}.union(*map(captured, graph.node))
     names = {name: name for name in kept}
     number = 0
     for name in (name for node in graph.node for name in (*node.input, *node.output)):

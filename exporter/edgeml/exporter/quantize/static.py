@@ -1,4 +1,4 @@
-"""Static int8, the same for every format: equalize, round, range, choose.
+"""Static int8 and int16, the same for every format: equalize, round, range, choose.
 
 Ways to quantize are judged by cross-validation on the calibration samples; the best is done again with all of them.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from edgeml.exporter.calibrate.checks import calibration_notes
 from edgeml.exporter.calibrate.choose import FOLDS, LEAST_SAMPLES, first_good, judge
 from edgeml.exporter.calibrate.feeds import Feeds, count, outputs
 from edgeml.exporter.calibrate.observers import OBSERVERS
 from edgeml.exporter.calibrate.statistics import Seen, Statistics, gather
+from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.equalize import equalized
 from edgeml.exporter.quantize.layers import Inputs, Network
 from edgeml.exporter.quantize.result import Quantized
@@ -32,6 +33,7 @@ class Way(NamedTuple):
 
 
 PLAIN: Final = Way("mse", equalize=False)
+WIDE: Final = Way("headroom", equalize=False)  # 16 bits have codes to spare: nothing is clipped, nothing compared
 UNSEEN: Final = Way("headroom", equalize=False)  # few samples show too little of every range to clip it or to level channels
 WORTH: Final = 0.98  # equalizing must take away 2 % of the error
 # Widest first: samples that nobody has seen go beyond what these show, and that shows in no error measured here.
@@ -59,13 +61,18 @@ class Bench:
         self._watched: dict[bool, _Watched] = {}
         self._rounded: dict[tuple[bool, int | None], tuple[Network, dict[str, Array]]] = {}
 
-    def quantize(self, way: Way, left_out: int | None = None, kept: frozenset[str] = frozenset()) -> bytes:
-        """From all samples, or from all but every FOLDS-th from `left_out` on; operators that give `kept` stay float."""
+    def quantize(
+        self, way: Way, left_out: int | None = None, kept: frozenset[str] = frozenset(), *, bits: Literal[8, 16] = 8
+    ) -> bytes:
+        """From all samples, or from all but every FOLDS-th from `left_out` on; operators that give `kept` stay float.
+
+        `bits` are those of activations.
+        """
         network, scales = self._weights(way.equalize, left_out)
         if kept:
             network = without(network, self._watch(way.equalize).network, kept)
         ranges = {name: OBSERVERS[way.observer](seen) for name, seen in self.seen(way.equalize, left_out).items()}
-        return network.quantized(ranges, scales)
+        return network.quantized(ranges, scales, bits=bits)
 
     def seen(self, equalize: bool, left_out: int | None = None) -> dict[str, Statistics]:
         return self._watch(equalize).seen.without(left_out)
@@ -104,34 +111,45 @@ def without(rounded: Network, original: Network, kept: frozenset[str]) -> Networ
     return copy
 
 
-def to_int8(network: Network, model: bytes, feeds: Feeds) -> Quantized:
+def to_int16(network: Network, feeds: Feeds, ranges: Ranges = "auto") -> Quantized:
+    """int8 weights, 16-bit activations."""
+    bench, way = Bench(network, feeds), WIDE if ranges == "auto" else Way(ranges, equalize=False)
+    note = f"activations of 16 bits, ranges by {way}"
+    return Quantized(bench.quantize(way, bits=16), (note, *calibration_notes(bench.seen(equalize=False), count(feeds))))
+
+
+def to_int8(network: Network, model: bytes, feeds: Feeds, ranges: Ranges = "auto") -> Quantized:
     """The best int8 form of `model`, whose network this is."""
     bench = Bench(network, feeds)
-    way, notes = choose(bench, model)
+    way, notes = choose(bench, model, ranges)
     return Quantized(bench.quantize(way), notes)
 
 
-def choose(bench: Bench, model: bytes) -> tuple[Way, tuple[str, ...]]:
-    """The way with the least error on samples held out, and notes that say so."""
+def choose(bench: Bench, model: bytes, ranges: Ranges = "auto") -> tuple[Way, tuple[str, ...]]:
+    """The way with the least error on samples held out, and notes; `ranges` but "auto" leave only equalizing to choose."""
     network, feeds = bench.network, bench.feeds
     samples = count(feeds)
-    way, note = UNSEEN, f"ranges by {UNSEEN}; {samples} samples are too few to compare with others"
+    plain = PLAIN if ranges == "auto" else Way(ranges, equalize=False)
+    way = UNSEEN if ranges == "auto" else plain
+    note = f"ranges by {way}; {samples} samples are too few to compare with others"
     if samples >= LEAST_SAMPLES:
 
         def judged(ways: tuple[Way, ...]) -> dict[Way, float]:
             errors = judge(ways, bench.quantize, bench.run, lambda some: bench.run(model, some), feeds)
             return dict(zip(ways, errors, strict=True))
 
-        other = PLAIN._replace(equalize=True)
-        errors = judged((PLAIN, other) if network.links else (PLAIN,))
-        equalize = errors.get(other, float("inf")) < errors[PLAIN] * WORTH
-        ways = tuple(Way(observer, equalize) for observer in OBSERVERS_TRIED)
+        other = plain._replace(equalize=True)
+        errors = judged((plain, other) if network.links else (plain,))
+        equalize = errors.get(other, float("inf")) < errors[plain] * WORTH
+        ways = tuple(Way(observer, equalize) for observer in (OBSERVERS_TRIED if ranges == "auto" else (ranges,)))
         errors |= judged(tuple(way for way in ways if way not in errors))
         way = ways[first_good([errors[way] for way in ways])]
-        note = _note(way, errors)
+        note = _note(way, errors, asked=ranges != "auto")
     return way, (note, *calibration_notes(bench.seen(way.equalize), samples))
 
 
-def _note(way: Way, errors: Mapping[Way, float]) -> str:
+def _note(way: Way, errors: Mapping[Way, float], *, asked: bool) -> str:
     listed = ", ".join(f"{name} {100 * error:.2g} %" for name, error in errors.items())
+    if asked:
+        return f"ranges by {way}, as asked; error on calibration samples held out: {listed} of the outputs' deviation"
     return f"ranges by {way}, chosen by the error on calibration samples held out ({listed} of the outputs' deviation)"

@@ -1,7 +1,7 @@
-"""TFLite in float16 and int8.
+"""TFLite in other precisions than float32; inputs and outputs stay float32.
 
-int8: quantize as `static` says, written by ai-edge-quantizer with ranges of our own. Inputs and outputs stay float32: the model
-rounds its input and gives real numbers back. A small last layer before a softmax stays float, too.
+int8 and int16: quantize as `static` says, written by ai-edge-quantizer with ranges of our own: the model rounds its input and
+gives real numbers back. A small last layer before a softmax stays float, too.
 """
 
 from __future__ import annotations
@@ -9,24 +9,37 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeml.exporter.calibrate.feeds import Feeds
+from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.result import Quantized
-from edgeml.exporter.quantize.static import to_int8
+from edgeml.exporter.quantize.static import to_int8, to_int16
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.quantize.tflite_recipe import write_fp16
+from edgeml.exporter.quantize.weights import rounding_note, with_rounded_weights
+from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Precision
 
 
-def smaller_tflite(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+def smaller_tflite(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
     """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
     if precision == "fp16":
         return Quantized(to_fp16_tflite(model))
-    assert precision == "int8", "the plan asks for nothing else"
+    if precision in {"int8-dynamic", "int8-weights", "int4-weights"}:
+        bits: Literal[8, 4] = 4 if precision == "int4-weights" else 8
+        return to_small_weights_tflite(model, feeds, bits=bits, dynamic=precision == "int8-dynamic")
     assert feeds is not None, "the plan asks for samples"
-    return to_int8_tflite(model, feeds)
+    if precision == "int16":
+        return to_int16_tflite(model, feeds, ranges=ranges)
+    assert precision == "int8", "the plan asks for nothing else"
+    return to_int8_tflite(model, feeds, ranges=ranges)
 
 
 def to_int8_tflite(
-    model: bytes, feeds: Feeds, *, task: Literal["classify", "regress"] = "classify", keep_float: frozenset[str] = frozenset()
+    model: bytes,
+    feeds: Feeds,
+    *,
+    task: Literal["classify", "regress"] = "classify",
+    keep_float: frozenset[str] = frozenset(),
+    ranges: Ranges = "auto",
 ) -> Quantized:
     """The static int8 form of a float32 model; inputs and outputs stay float32.
 
@@ -37,7 +50,39 @@ def to_int8_tflite(
         UnsupportedError: the model cannot be quantized.
     """
     del task  # the error that chooses is the same for both
-    return to_int8(TfliteNetwork(model, keep_float), model, feeds)
+    return to_int8(TfliteNetwork(model, keep_float), model, feeds, ranges)
+
+
+def to_int16_tflite(
+    model: bytes, feeds: Feeds, *, keep_float: frozenset[str] = frozenset(), ranges: Ranges = "auto"
+) -> Quantized:
+    """int8 weights and int16 activations, symmetric; otherwise as `to_int8_tflite`.
+
+    Raises:
+        UnsupportedError: the model cannot be quantized.
+    """
+    return to_int16(TfliteNetwork(model, keep_float), feeds, ranges)
+
+
+def to_small_weights_tflite(model: bytes, feeds: Feeds | None, *, bits: Literal[8, 4], dynamic: bool) -> Quantized:
+    """int8 or int4 weights and float32 activations, which `dynamic` operators round when they run.
+
+    Raises:
+        UnsupportedError: the model has no weights that can be stored so.
+    """
+    whole = TfliteNetwork(model, ends_float=False)
+    network, scales = with_rounded_weights(
+        whole, feeds, lambda layer, inputs: inputs if bits == 4 and whole.has_four_bits(layer) else None
+    )
+    written = network.with_weights(scales, dynamic=dynamic)
+    if len(written) >= len(model):
+        raise UnsupportedError("no weights of this model get smaller", hint="ask for fp32 or fp16")
+    four = sum(table.ndim == 2 for table in scales.values())
+    kinds = [f"{four} int4"] if four else []
+    kinds += [f"{len(scales) - four} int8"] if len(scales) > four else []
+    how = "rounding inputs when it runs, computing in integers" if dynamic else "computing in float32"
+    note = f"weight tensors: {', '.join(kinds)}, a scale per channel, {rounding_note(feeds)}; {how}"
+    return Quantized(written, (note,))
 
 
 def to_fp16_tflite(model: bytes) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from edgeml.exporter.calibrate.observers import Range
 from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.exporter.calibrate.tflite import watch_tflite
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
-from edgeml.exporter.quantize.rounding import LIMIT
-from edgeml.exporter.quantize.tflite_recipe import write_int8
+from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4
+from edgeml.exporter.quantize.tflite_recipe import write_static, write_weights
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
 from edgeml.wire.errors import MissingExtraError
@@ -30,6 +30,7 @@ MOVING: Final = frozenset(
      "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "GATHER", "SPLIT", "UNPACK", "CAST", "QUANTIZE", "DEQUANTIZE"}
 )  # fmt: skip
 FLOAT: Final = frozenset({"SOFTMAX"})  # stays float whatever is asked
+FOUR_BITS: Final = ("CONV_2D", "FULLY_CONNECTED")  # have kernels for int4 weights
 SMALL_SHARE: Final = 0.05  # of all weights: a last layer of this size stays float; a larger one gives float from int8 weights
 
 Operator = tuple[str, Any, tuple[str, ...], str]
@@ -37,10 +38,13 @@ Operator = tuple[str, Any, tuple[str, ...], str]
 
 
 class TfliteNetwork:
-    """`model` is copied; the layers are those of the main graph whose weights and biases nothing else uses."""
+    """`model` is copied; the layers are those of the main graph whose weights and biases nothing else uses.
 
-    def __init__(self, model: bytes | bytearray, keep_float: frozenset[str] = frozenset()) -> None:
-        self.model = bytearray(model)
+    `ends_float` keeps small layers before the outputs float, with the pooling before them.
+    """
+
+    def __init__(self, model: bytes | bytearray, keep_float: frozenset[str] = frozenset(), *, ends_float: bool = True) -> None:
+        self.model, self._ends_float = bytearray(model), ends_float
         schema = _schema()
         root = schema.Model.GetRootAs(self.model, 0)
         self._graph, self._root = root.Subgraphs(0), root
@@ -52,7 +56,8 @@ class TfliteNetwork:
         outputs = [self._name(index) for index in self._graph.OutputsAsNumpy()]
         ends = _ends(operators, found, outputs)
         total = sum(self._values(layer.weights).size for layer in found.values())
-        small = {layer.output for layer in ends if self._values(layer.weights).size <= SMALL_SHARE * total}
+        least = SMALL_SHARE * total if ends_float else 0
+        small = {layer.output for layer in ends if self._values(layer.weights).size <= least}
         self.keep_float = keep_float | small | _pooled_before(operators, [layer for layer in ends if layer.output in small])
         full = {layer.output for layer in ends if self._kinds[layer.weights] == "FULLY_CONNECTED"}
         self.float_output = frozenset(full - self.keep_float)
@@ -69,7 +74,7 @@ class TfliteNetwork:
         return self.keeping(frozenset())
 
     def keeping(self, kept: frozenset[str]) -> Self:
-        return type(self)(self.model, self.keep_float | kept)
+        return type(self)(self.model, self.keep_float | kept, ends_float=self._ends_float)
 
     def operators(self) -> tuple[tuple[str, str], ...]:
         return tuple(
@@ -101,18 +106,32 @@ class TfliteNetwork:
             return np.moveaxis(values, -1, 1)
         return values.reshape(-1, self._values(layer.weights).shape[1]) if tensor == layer.source else values
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array]) -> bytes:
+    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
         found = {name: (np.array([low], np.float32), np.array([high], np.float32)) for name, (low, high) in ranges.items()}
+        found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
+        return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits)
+
+    def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
+        """The file with small weights alone; `scales` are (outputs,) at eight bits, (outputs, 1) at four."""
+        four = frozenset(layer.output for layer in self.layers if scales.get(layer.weights, np.empty(0)).ndim == 2)
+        return write_weights(bytes(self.model), self._ends_of_codes(scales), four_bits=four, dynamic=dynamic)
+
+    def has_four_bits(self, layer: Layer) -> bool:
+        return self._kinds[layer.weights] in FOUR_BITS
+
+    def open(self, model: bytes) -> Backend:
+        return open_tflite(model, DEVICE)
+
+    def _ends_of_codes(self, scales: Mapping[str, Array]) -> dict[str, Array]:
+        """Weights' name -> the real number that each channel's largest code stands for, shaped to broadcast."""
+        ends = {}
         for layer in self.layers:
             if layer.weights in scales:
                 shape = [1] * self._values(layer.weights).ndim
                 shape[-1 if self._kinds[layer.weights] == "DEPTHWISE_CONV_2D" else 0] = -1
-                end = (scales[layer.weights] * LIMIT).astype(np.float32).reshape(shape)
-                found[layer.weights] = (-end, end)
-        return write_int8(bytes(self.model), found, self.keep_float, self.float_output)
-
-    def open(self, model: bytes) -> Backend:
-        return open_tflite(model, DEVICE)
+                limit = LIMIT if scales[layer.weights].ndim == 1 else LIMIT4
+                ends[layer.weights] = (scales[layer.weights] * limit).astype(np.float32).reshape(shape)
+        return ends
 
     def _tensor(self, index: int) -> Any:
         return self._graph.Tensors(int(index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
@@ -17,13 +17,15 @@ FLOAT_OPERATORS: Final = (
 )  # inputs and outputs stay float32; so does the last step to probabilities
 
 
-def write_int8(
+def write_static(
     model: bytes,
     ranges: Mapping[str, tuple[Array, Array]],
     keep_float: frozenset[str],
     float_output: frozenset[str] = frozenset(),
+    *,
+    bits: Literal[8, 16] = 8,
 ) -> bytes:
-    """The model with activations and weights as int8, biases int32.
+    """The model with weights as int8 and activations of 8 or 16 bits, biases int32 or int64.
 
     `ranges`: tensor name -> (low, high), one value for an activation, for weights one per output channel, shaped to broadcast.
     `keep_float` names output tensors of operators that stay float, `float_output` those of fully connected layers that have
@@ -35,14 +37,35 @@ def write_int8(
     parts = _quantizer()
     recipe = parts.recipe_manager.RecipeManager()
     operators = parts.qtyping.TFLOperationName
-    recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8)
     for name in FLOAT_OPERATORS:
         recipe.add_quantization_config(".*", operators(name), algorithm_key=parts.names.NO_QUANTIZE)
     for name in sorted(keep_float):
         recipe.add_quantization_config(_scope(name), operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)
-    for name in sorted(float_output):
+    for name in sorted(float_output if bits == 8 else ()):  # rounding to 8 bits when it runs would waste the 16
         recipe.add_dynamic_config(_scope(name), operators.FULLY_CONNECTED, num_bits=8)
     return _quantized(parts, model, recipe, {name: {"min": low, "max": high} for name, (low, high) in ranges.items()})
+
+
+def write_weights(
+    model: bytes, ends: Mapping[str, Array], *, four_bits: frozenset[str] = frozenset(), dynamic: bool = False
+) -> bytes:
+    """The model with weights as int8, one scale per output channel, and float32 activations.
+
+    `ends`: weights' name -> the real number of each channel's largest code, shaped to broadcast. `four_bits` names output
+    tensors of operators with int4 weights. `dynamic`: operators round their inputs when they run, and compute in integers;
+    otherwise weights are unpacked first.
+
+    Raises:
+        UnsupportedError: the quantizer cannot do it.
+    """
+    parts = _quantizer()
+    recipe = parts.recipe_manager.RecipeManager()
+    add = recipe.add_dynamic_config if dynamic else recipe.add_weight_only_config
+    add(".*", parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=8)
+    for name in sorted(four_bits):
+        add(_scope(name), parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=4)
+    return _quantized(parts, model, recipe, {name: {"min": -end, "max": end} for name, end in ends.items()})
 
 
 def write_fp16(model: bytes) -> bytes:
@@ -64,7 +87,7 @@ def _quantized(parts: Any, model: bytes, recipe: Any, ranges: dict[str, Any] | N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an interpreter of its own, and channels that are all zero
-            quantizer = parts.quantizer.Quantizer(bytearray(model), recipe.get_quantization_recipe())
+            quantizer = parts.quantizer.Quantizer(parts.with_signatures(model), recipe.get_quantization_recipe())
             result = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedError(f"ai-edge-quantizer cannot quantize the model: {error}") from error
@@ -79,6 +102,18 @@ class _Parts:
 
         self.quantizer, self.qtyping, self.recipe_manager = quantizer, qtyping, recipe_manager
         self.names = algorithm_manager.AlgorithmName
+
+    @staticmethod
+    def with_signatures(model: bytes) -> bytearray:
+        """The model with a list of signatures, be it empty: the quantizer reads one without looking whether it is there."""
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        if not schema.Model.GetRootAs(model, 0).SignatureDefsIsNone():
+            return bytearray(model)
+        found = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+        found.signatureDefs = []
+        return bytearray(flatbuffer_utils.convert_object_to_bytearray(found))
 
 
 def _quantizer() -> _Parts:
