@@ -119,7 +119,7 @@ def test_a_pickle_among_the_samples_is_refused(bundle: Path, tmp_path: Path) -> 
     np.savez(tmp_path / "in.npz", x=np.array([{"a": 1}, None], dtype=object))
     done = edgeml("run", bundle, "--input", tmp_path / "in.npz")
     assert done.returncode == 2
-    assert "not an .npz file of numeric arrays" in done.stderr
+    assert "pickled objects and text are not read" in done.stderr
 
 
 def test_inspect_shows_a_bundle_and_a_bare_model(bundle: Path, tmp_path: Path) -> None:

@@ -38,11 +38,12 @@ def test_a_wrong_option_is_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tflite_file_is_no_source_yet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_broken_tflite_file_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + b"\0" * 64)
     code, said = run(capsys, str(tmp_path / "m.tflite"), "-o", str(tmp_path / "out"))
-    assert code == 5
-    assert "not yet a source" in said
+    assert code == 2
+    assert "m.tflite" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
