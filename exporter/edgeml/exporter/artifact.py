@@ -32,7 +32,20 @@ from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EdgemlError, ParityError, PlanError
-from edgeml.wire.manifest import Artifact, Binding, Format, PostProcessing, Precision, Requirement, Signature, Status, Where
+from edgeml.wire.manifest import (
+    Artifact,
+    Binding,
+    Format,
+    KeptFloat,
+    Parity,
+    PostProcessing,
+    Precision,
+    Requirement,
+    Signature,
+    Status,
+    Task,
+    Where,
+)
 
 LATENCY_RUNS: Final = 50
 WARM_RUNS: Final = 5
@@ -90,6 +103,7 @@ def judge(
     model: str,
     blobs: str,
     notes: list[str],
+    kept_float: list[Any] | None = None,
 ) -> Any:
     """Job: `Judged` of a model file; its golden vectors are written to the folder `blobs` by sha256.
 
@@ -119,7 +133,7 @@ def judge(
     artifact = Artifact(
         format=format, precision=precision, precision_found=found, sha256=sha256_hex(data), bytes=len(data),
         requires=Requirement(backend.engine if where == "verified" else "coreml"), inputs=bindings[0], outputs=bindings[1],
-        parity=parity, ops=operators, notes=tuple(notes),
+        parity=parity, ops=operators, notes=tuple(notes), kept_float=msgspec.convert(kept_float or [], tuple[KeptFloat, ...]),
     )  # fmt: skip
     if parity.status == "fail":
         return msgspec.to_builtins(Judged(artifact, "fail", engine, latency, parity.reason))
@@ -140,6 +154,39 @@ def judge(
     artifact = msgspec.structs.replace(artifact, deferral=deferred.deferral, confidence=confidence, classes=classes)
     status = verdict_of([task.status, deferred.status])
     return msgspec.to_builtins(Judged(artifact, status, engine, latency, deferred.reason, deferred.status))
+
+
+def look(trial: Trial, format_: Format, precision: Precision, model: bytes) -> tuple[Parity, Task | None]:
+    """What `judge` finds of values and the budget, and nothing else; no task where values fail.
+
+    Raises:
+        ParityError, EngineError, UnsupportedError: it cannot be run, or its tensors are not the source's.
+    """
+    samples, reference = _samples(trial), read_arrays(trial.reference, names(trial.signature.outputs))
+    open_backend, where = _open(format_)
+    backend = open_backend(model, EngineOptions())
+    bindings = bind(backend, trial.signature, samples.inputs, reference)
+    with Session(trial.signature, *bindings, backend) as session:
+        got = answers(session.run, samples, trial.signature)
+    parity = compare(
+        reference, got, task=trial.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=trial.scores
+    )  # fmt: skip
+    if parity.status == "fail":
+        return parity, None
+    return parity, score(
+        reference, got, samples.labels, task=trial.task, budget=trial.budget, data=trial.data, scores=trial.scores,
+        metric=trial.metric, chances=trial.chances,
+    )  # fmt: skip
+
+
+def best_case(*, trial: dict[str, Any]) -> Status:
+    """Job: the verdict on an artifact that answers just as the source does: what these samples can prove at best."""
+    asked = msgspec.convert(trial, Trial)
+    reference, labels = read_arrays(asked.reference, names(asked.signature.outputs)), _samples(asked).labels
+    return score(
+        reference, reference, labels, task=asked.task, budget=asked.budget, scores=asked.scores, metric=asked.metric,
+        chances=asked.chances,
+    ).status  # fmt: skip
 
 
 def rehearse(*, trial: dict[str, Any]) -> None:
@@ -164,7 +211,7 @@ def quantize(
     ranges: Ranges = "auto",
 ) -> list[str]:
     """Job: write a smaller form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
-    feeds = _feeds(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
+    feeds = feeds_of(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
     if feeds is None and precision in CALIBRATED[format]:
         raise PlanError(f"{precision} without calibration samples", hint="give --calib")
     quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds, ranges)
@@ -201,7 +248,7 @@ def _samples(trial: Trial) -> Samples:
     return make_samples(inputs, labels)
 
 
-def _feeds(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
+def feeds_of(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
     """Calibration samples by the model's own tensor names and order of axes: (n, ...) without the batch axis of 1."""
     if trial.calibration is None:
         return None

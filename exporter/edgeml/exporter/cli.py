@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeml.exporter.plan import ExportPlan, make_plan
+from edgeml.exporter.plan import REPAIR_TIME_S, ExportPlan, make_plan
 from edgeml.exporter.precision import PRECISIONS, RANGES
 from edgeml.exporter.target.presets import PRESETS
 
@@ -44,6 +44,9 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
     signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel or TFLite file.")] = None,
+    repair_time: Annotated[
+        float, typer.Option(help="Seconds to look for the fewest layers to leave float where a budget is missed; 0: do not.")
+    ] = REPAIR_TIME_S,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     defer: Annotated[
         str | None, typer.Option(help="What device and cloud are to reach together: accuracy=0.98,offload=0.10.")
@@ -57,7 +60,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache, ranges=ranges, signature=signature, metric=metric, defer=defer,
+        cache=not no_cache, ranges=ranges, signature=signature, metric=metric, repair_time_s=repair_time, defer=defer,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,11 +14,13 @@ from edgeml.exporter.artifact import Judged, Trial
 from edgeml.exporter.cache import Cache
 from edgeml.exporter.outcome import Made, key_number, no_way_back, unmade, verdict_error
 from edgeml.exporter.plan import ExportPlan
+from edgeml.exporter.repair import CHANCES, Found, Search
+from edgeml.exporter.repair_jobs import SEARCHABLE, Quantizing
 from edgeml.exporter.source import SourceRef
 from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
-from edgeml.wire.errors import EdgemlError
-from edgeml.wire.manifest import Format, Precision
+from edgeml.wire.errors import BudgetError, EdgemlError, ParityError
+from edgeml.wire.manifest import Format, Precision, Status
 
 JOBS: Final = "edgeml.exporter"
 
@@ -109,15 +111,49 @@ class Lane:
                 step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
         except EdgemlError as error:
             return Made(self.format, precision, None, None, error)
-        return self._judged(precision, out, list(notes))
+        made = self._judged(precision, out, list(notes))
+        if not self._may_repair(made):
+            return made
+        try:
+            found = self._search(
+                made, depends, Quantizing(self.trial, self.format, precision, str(model), whole.artifact.inputs)
+            )
+        except EdgemlError as error:
+            return made.with_search(None, f"no search for layers to leave float: {error}")
+        if found.model is None:
+            return made.with_search(found.record, found.record.sentence)
+        again = self._judged(precision, found.model, list(found.notes), found)
+        return again.with_search(found.record, found.record.sentence)
 
-    def _judged(self, precision: Precision, model: Path, notes: list[str]) -> Made:
+    def _may_repair(self, made: Made) -> bool:
+        """Whether operators left float could help: it missed its budget, or is no form of the source, or is not decided yet."""
+        if (self.format, made.precision) not in SEARCHABLE or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
+            return False
+        if made.judged is not None and made.judged.status == "inconclusive":
+            trial = msgspec.structs.replace(self.trial, chances=CHANCES)
+            best: Status = self.judge.call(f"{JOBS}.artifact:best_case", trial=msgspec.to_builtins(trial))
+            return best == "pass"
+        return isinstance(made.error, BudgetError | ParityError)
+
+    def _search(self, made: Made, depends: Mapping[str, object], quantizing: Quantizing) -> Found:
+        missed: Status = made.judged.status if made.judged is not None else "fail"
+        return Search(self, quantizing, depends, missed, self.folder, self.plan.repair_time_s).run()
+
+    def ask(
+        self, job: str, depends: Mapping[str, object], /, *, out: Path | None = None, **arguments: object
+    ) -> tuple[Any, bool]:
+        """A job of the worker that runs the format, or what it gave before."""
+        return self.cache.call(self.judge, f"{JOBS}.{job}", depends, out=out, **arguments)
+
+    def _judged(self, precision: Precision, model: Path, notes: list[str], found: Found | None = None) -> Made:
+        trial = self.trial if found is None else msgspec.structs.replace(self.trial, chances=CHANCES)
+        kept = [] if found is None else list(found.kept)
         try:
             with self.step(f"{self.format} {precision}") as step:
                 reply = self.judge.call(
                     f"{JOBS}.artifact:judge",
-                    trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),
-                    blobs=str(self.folder / "blobs"), notes=notes,
+                    trial=msgspec.to_builtins(trial), format=self.format, precision=precision, model=str(model),
+                    blobs=str(self.folder / "blobs"), notes=notes, kept_float=msgspec.to_builtins(kept),
                 )  # fmt: skip
                 judged = msgspec.convert(reply, Judged)
                 step.outcome, step.note = judged.status, key_number(judged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from edgeml.exporter.artifact import Judged
-from edgeml.exporter.report.structs import ArtifactReport, Latency
+from edgeml.exporter.report.structs import ArtifactReport, Latency, Repair
 from edgeml.exporter.source import SourceModel
 from edgeml.wire.errors import BudgetError, EdgemlError, EngineError, ParityError, UnsupportedError, WorkerError
 from edgeml.wire.manifest import Format, Precision
@@ -35,6 +35,16 @@ class Made:
     judged: Judged | None
     model: Path | None
     error: EdgemlError | None
+    repair: Repair | None = None
+
+    def with_search(self, repair: Repair | None, sentence: str) -> Made:
+        """With what came of a search for operators to leave float; an error says it, too."""
+        error = self.error
+        if error is not None:
+            error = type(error)(
+                error.what, expected=error.expected, got=error.got, hint=f"{sentence}; {error.hint or ''}".rstrip("; ")
+            )
+        return replace(self, error=error, repair=repair)
 
     @property
     def passed(self) -> bool:
@@ -88,7 +98,7 @@ def no_way_back(stored: Precision, asked: Precision) -> UnsupportedError:
 def artifact_report(made: Made) -> ArtifactReport:
     error = str(made.error) if made.error is not None else None
     if made.judged is None:
-        return ArtifactReport(made.format, made.precision, "fail", error=error, packed=False)
+        return ArtifactReport(made.format, made.precision, "fail", error=error, packed=False, repair=made.repair)
     artifact, seconds = made.judged.artifact, sorted(made.judged.latency_s)
     tolerances = [output.tolerance for output in artifact.golden.outputs] if artifact.golden else []
     return ArtifactReport(
@@ -98,6 +108,7 @@ def artifact_report(made: Made) -> ArtifactReport:
         latency=Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.9)), len(seconds)),
         inputs=artifact.inputs, outputs=artifact.outputs, ops=artifact.ops, notes=artifact.notes,
         deferral=artifact.deferral, deferral_reason=made.judged.reason if made.judged.deferral != "pass" else None,
+        kept_float=artifact.kept_float, repair=made.repair,
     )  # fmt: skip
 
 

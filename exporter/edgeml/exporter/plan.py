@@ -23,6 +23,7 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 TASKS: Final[tuple[TaskChoice, ...]] = get_args(TaskChoice)
 USUAL_FORMATS: Final = "onnx,tflite,coreml"
 USUAL_PRECISIONS: Final = "fp32"
+REPAIR_TIME_S: Final = 120.0  # per artifact; ranks some fifty layers of a small network
 LABEL_LIMIT: Final = 100_000
 NAME_LIMIT: Final = 64
 Choice = TypeVar("Choice", Format, Precision)
@@ -69,6 +70,7 @@ class ExportPlan:
     cache: bool = True
     signature: str | None = None
     metric: Metric = AUTO
+    repair_time_s: float = REPAIR_TIME_S
     target: Preset | None = None
     left_out: tuple[str, ...] = ()
     defer: DeferGoal | None = None
@@ -124,6 +126,7 @@ def make_plan(
     metric: str = "auto",
     defer: str | None = None,
     ranges: str = "auto",
+    repair_time_s: float = REPAIR_TIME_S,
 ) -> ExportPlan:
     """Check what was typed. What `to` and `precision` leave open, the device named by `target` decides.
 
@@ -145,6 +148,8 @@ def make_plan(
         raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
     if time_limit_s <= 0:
         raise PlanError("--time-limit", expected="more than 0 s", got=f"{time_limit_s:g}")
+    if not repair_time_s >= 0:
+        raise PlanError("--repair-time", expected="0 s (no search) or more", got=f"{repair_time_s:g}")
     if seed < 0:
         raise PlanError("--seed", expected="0 or more", got=str(seed))
     if task not in TASKS:
@@ -176,6 +181,7 @@ def make_plan(
         cache=cache,
         signature=signature,
         metric=measure,
+        repair_time_s=repair_time_s,
         target=device,
         left_out=missing,
         defer=_goal(defer, evaluation),

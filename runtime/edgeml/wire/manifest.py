@@ -205,6 +205,19 @@ class Deferral(_Record, frozen=True):
     promise: Promise | None = None  # none: there were no labels to measure it with
 
 
+class KeptFloat(_Record, frozen=True):
+    """An operator that was left float so that the artifact meets its budget.
+
+    `name` is the tensor it gives in the fp32 model. `error` is what quantizing it alone does to the outputs, as the mean over
+    outputs of rms difference / standard deviation on calibration samples; `extra_bytes` is what leaving it float costs.
+    """
+
+    name: str
+    operator: str
+    error: float
+    extra_bytes: int
+
+
 class Artifact(_Record, frozen=True):
     """One model file in one format and precision. `precision_found` is read from its tensors, not from the request.
 
@@ -228,6 +241,7 @@ class Artifact(_Record, frozen=True):
     confidence: tuple[Count, ...] = ()
     classes: tuple[Count, ...] = ()
     deferral: Deferral | None = None  # when its answers are better asked of the cloud
+    kept_float: tuple[KeptFloat, ...] = ()
 
 
 class SourceFile(_Record, frozen=True):

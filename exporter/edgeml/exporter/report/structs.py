@@ -7,7 +7,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeml.wire.manifest import Binding, DataSet, Deferral, Format, Parity, Precision, Signature, SourceFile, Status, Task
+from edgeml.wire.manifest import (
+    Binding,
+    DataSet,
+    Deferral,
+    Format,
+    KeptFloat,
+    Parity,
+    Precision,
+    Signature,
+    SourceFile,
+    Status,
+    Task,
+)
 
 SCHEMA = 1
 
@@ -20,6 +32,30 @@ class Latency(msgspec.Struct, frozen=True):
     runs: int
     threads: int = 1
     p99_s: float | None = None  # only from 1,000 runs on
+
+
+class SetTried(msgspec.Struct, frozen=True):
+    """A look at the artifact with the first `kept` operators of a ranking left float; no `task` where it could not run."""
+
+    kept: int
+    bytes: int
+    status: Status
+    task: Task | None = None
+    reason: str | None = None
+
+
+class Repair(msgspec.Struct, frozen=True):
+    """The search for operators to leave float, of an artifact that missed its budget.
+
+    `kept` is how many were left float, 0 if none helped; `sentence` says what came of it; `ended` is false if time ran out.
+    `ranked` has every operator, the one that hurts most first; `tried` the sets in the order they were looked at.
+    """
+
+    sentence: str
+    kept: int
+    ended: bool
+    ranked: tuple[KeptFloat, ...]
+    tried: tuple[SetTried, ...]
 
 
 class ArtifactReport(msgspec.Struct, frozen=True):
@@ -48,6 +84,8 @@ class ArtifactReport(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     deferral: Deferral | None = None
     deferral_reason: str | None = None  # why `--defer` is missed, or not surely met
+    kept_float: tuple[KeptFloat, ...] = ()
+    repair: Repair | None = None
 
 
 class Stage(msgspec.Struct, frozen=True):

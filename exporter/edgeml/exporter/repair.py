@@ -1,0 +1,224 @@
+"""The keep-float search: a quantized artifact that misses its budget is made again with the fewest operators left float.
+
+Ranking is on calibration samples; evaluation samples only say yes or no to sets whose order was fixed before
+(`edgeml.exporter.quantize.keep_float`). The artifact that missed was a first chance to pass and the search is a second, so
+every set is held to a bound of 97.5 %: the bound that is reported is true at 95 % for the pair.
+
+What the result is does not depend on the clock. The time limit ends a search with a refusal; everything it found is in the
+cache of conversions, so that the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from edgeml.exporter.artifact import Trial
+from edgeml.exporter.parity.compare import UNMEASURED
+from edgeml.exporter.quantize.keep_float import Operator, Sensitivity, ranked, sizes
+from edgeml.exporter.repair_jobs import Looked, Quantizing
+from edgeml.exporter.report.structs import Repair, SetTried
+from edgeml.exporter.source.model import identity
+from edgeml.exporter.step import Step
+from edgeml.wire.manifest import KeptFloat, Status
+
+CHANCES: Final = 2  # of being packed that an artifact has: as it is, and repaired
+WORSE: Final[dict[Status, int]] = {"pass": 0, "inconclusive": 1, "fail": 2}
+SHORT: Final = 40
+NAMED: Final = 12  # operators that notes name; the report has all
+
+
+class Desk(Protocol):
+    """Where a search asks for work to be done, and tells of it."""
+
+    def step(self, name: str, /) -> Step: ...
+
+    def ask(
+        self, job: str, depends: Mapping[str, object], /, *, out: Path | None = None, **arguments: object
+    ) -> tuple[Any, bool]:
+        """(answer, whether it was kept from before)."""
+        ...
+
+
+class _OutOfTimeError(Exception):
+    """The limit was reached between two pieces of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to: the file of the set that was taken, with its notes and operators, or none, and why."""
+
+    record: Repair
+    model: Path | None = None
+    notes: tuple[str, ...] = ()
+    kept: tuple[KeptFloat, ...] = ()
+
+
+@dataclass(slots=True)
+class Search:
+    """One artifact's search. `missed` is its verdict as it was; `depends` is what the quantized file depends on."""
+
+    desk: Desk
+    quantizing: Quantizing
+    depends: Mapping[str, object]
+    missed: Status
+    folder: Path
+    limit_s: float
+    now: Callable[[], float] = time.monotonic
+    _operators: list[Operator] = field(default_factory=list)
+    _ranked: list[Sensitivity] = field(default_factory=list)
+    _tried: list[SetTried] = field(default_factory=list)
+    _deadline: float = 0.0
+
+    def run(self) -> Found:
+        self._deadline = self.now() + self.limit_s
+        try:
+            self._rank()
+            if not self._ranked:
+                return self._without("no operator of it can be left float")
+            return self._descend(sizes([one.error for one in self._ranked]))
+        except _OutOfTimeError:
+            at = (
+                f"after {len(self._tried)} sets"
+                if self._tried
+                else f"after {len(self._ranked)} of {len(self._operators)} operators"
+            )
+            best = f"; so far {_said(self._tried[-1])}" if self._tried else ""
+            return self._without(
+                f"the search for layers to leave float ran out of {self.limit_s:g} s {at}{best}; "
+                "the same command goes on from there, --repair-time gives it longer",
+                ended=False,
+            )
+
+    @property
+    def _name(self) -> str:
+        return f"{self.quantizing.format} {self.quantizing.precision}"
+
+    def _rank(self) -> None:
+        what = msgspec.to_builtins(self.quantizing)
+        with self.desk.step(f"{self._name} rank") as step:
+            answer, _ = self.desk.ask("repair_jobs:operators", self.depends, quantizing=what)
+            self._operators = [Operator(**one) for one in answer["operators"]]
+            step.note = f"{len(self._operators)} operators"
+            measured = []
+            for operator in self._operators:
+                self._in_time(step)
+                alone, _ = self.desk.ask(
+                    "repair_jobs:alone", {**self.depends, "operator": operator.name}, quantizing=what, operator=operator.name
+                )
+                measured.append(Sensitivity(operator, alone["error"], answer["bytes"] - alone["bytes"]))
+                self._ranked = ranked(measured)
+            if self._ranked:
+                worst = self._ranked[0]
+                step.note += f"; {short(worst.operator.name)!r} alone costs {_share(worst.error)} of the outputs' deviation"
+
+    def _descend(self, order: Sequence[int]) -> Found:
+        """From the most left float to the fewest, as long as the verdict stays what the first was."""
+        taken: tuple[SetTried, Path, list[str]] | None = None
+        for size in order:
+            tried, model, notes = self._try(size)
+            self._tried.append(tried)
+            if taken is None and (tried.status == "fail" or (tried.status == "inconclusive" == self.missed)):
+                return self._without(self._hopeless(tried))
+            if taken is not None and WORSE[tried.status] > WORSE[taken[0].status]:
+                break
+            taken = tried, model, notes
+        assert taken is not None, "there is a first size"
+        tried, model, notes = taken
+        kept = tuple(_kept(one) for one in self._ranked[: tried.kept])
+        sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {_said(tried)}"
+        return Found(self._record(sentence, taken=tried.kept), model, (*notes, *_notes(kept, tried, self._tried)), kept)
+
+    def _try(self, size: int) -> tuple[SetTried, Path, list[str]]:
+        kept = sorted(one.operator.name for one in self._ranked[:size])
+        out = self.folder / f"{self.quantizing.precision}-keep{size}.{self.quantizing.format}"
+        with self.desk.step(f"{self._name} keep {size}") as step:
+            self._in_time(step)
+            notes, _ = self.desk.ask(
+                "repair_jobs:keep", {**self.depends, "kept": kept}, out=out,
+                quantizing=msgspec.to_builtins(self.quantizing), kept=kept,
+            )  # fmt: skip
+            self._in_time(step)
+            trial = msgspec.structs.replace(self.quantizing.trial, chances=CHANCES)
+            answer, _ = self.desk.ask(
+                "repair_jobs:look_at", {"file": identity(out)[0], **self._judged_by(trial)},
+                trial=msgspec.to_builtins(trial), format=self.quantizing.format, precision=self.quantizing.precision,
+                model=str(out),
+            )  # fmt: skip
+            looked = msgspec.convert(answer, Looked)
+            tried = SetTried(size, out.stat().st_size, looked.status, looked.task, looked.reason)
+            step.outcome, step.note = looked.status, _said(tried)
+        return tried, out, list(notes)
+
+    def _judged_by(self, trial: Trial) -> dict[str, object]:
+        """What a verdict depends on, besides the file."""
+        paths = {"samples": trial.samples, "reference": trial.reference, "labels": trial.labels, "function": trial.metric.path}
+        digests = {name: identity(Path(path))[0] for name, path in paths.items() if path}
+        plain = {name: msgspec.to_builtins(getattr(trial, name)) for name in ("task", "scores", "budget", "chances", "data")}
+        return {**digests, **plain, "metric": trial.metric.name, "format": self.quantizing.format}
+
+    def _in_time(self, step: Step) -> None:
+        if self.now() > self._deadline:
+            step.outcome, step.note = "fail", f"{step.note}, out of time".removeprefix(", ")
+            raise _OutOfTimeError
+
+    def _hopeless(self, tried: SetTried) -> str:
+        verb = "would not decide" if self.missed == "inconclusive" else "does not repair"
+        return f"leaving layers float {verb} it: {_operators(tried.kept)} of {len(self._ranked)} left float, {_said(tried)}"
+
+    def _without(self, reason: str, *, ended: bool = True) -> Found:
+        return Found(self._record(reason, ended=ended))
+
+    def _record(self, sentence: str, *, taken: int = 0, ended: bool = True) -> Repair:
+        return Repair(
+            sentence=sentence,
+            kept=taken,
+            ended=ended,
+            ranked=tuple(_kept(one) for one in self._ranked),
+            tried=tuple(self._tried),
+        )
+
+
+def _kept(one: Sensitivity) -> KeptFloat:
+    return KeptFloat(one.operator.name, one.operator.kind, one.error, one.extra_bytes)
+
+
+def _notes(kept: Sequence[KeptFloat], tried: SetTried, every: Sequence[SetTried]) -> list[str]:
+    notes = [
+        f"left float: {short(one.name)!r} ({one.operator}), which alone costs {_share(one.error)} of the outputs' deviation; "
+        f"{one.extra_bytes:+,} bytes"
+        for one in kept[:NAMED]
+    ]
+    if len(kept) > NAMED:
+        notes.append(f"left float: {len(kept) - NAMED} operators more")
+    looks = ", ".join(str(one.kept) for one in every)
+    notes.append(
+        f"{_operators(tried.kept)} left float is the least that keeps the verdict; sets of {looks} were looked at in this "
+        "order, which calibration samples fixed before; the bound is of 97.5 %, since this was a second chance"
+    )
+    return notes
+
+
+def _said(tried: SetTried) -> str:
+    if tried.task is None:
+        return tried.reason or "it is not the source"
+    bound = "not bounded" if tried.task.upper95 >= UNMEASURED else f"at most {tried.task.upper95:.2f}"
+    return f"{tried.bytes:,} bytes, {tried.task.metric} drop {tried.task.drop:+.2f} points, {bound}"
+
+
+def _operators(count: int) -> str:
+    return f"{count} operator{'s' if count != 1 else ''}"
+
+
+def _share(error: float) -> str:
+    return "all" if error >= UNMEASURED else f"{100 * error:.0f} %" if error > 0.1 else f"{100 * error:.2g} %"
+
+
+def short(name: str) -> str:
+    """The end of a long name: what converters put before it says nothing."""
+    return name if len(name) <= SHORT else f"…{name[-SHORT + 1 :]}"
