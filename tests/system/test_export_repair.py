@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(folder: Path, out: str, *more: str, formats: str = "onnx") -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable, "-m", "edgeml.cli", "export", "bad.onnx", "--to", formats, "--precision", "fp32,int8",
-        "--calib", "calib.npz", "--eval", "eval.npz", "-o", out, *more,
+        "--calib", "calib.npz", "--eval", "eval.npz", "--max-drop", "3", "-o", out, *more,
     ]  # fmt: skip
     environment = {**os.environ, "EDGEML_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
@@ -62,7 +62,7 @@ def test_the_bad_layer_is_left_float_and_the_same_bytes_come_again(folder: Path)
     assert "int8 keep 1" in done.stdout
     found = artifact(folder, "out")
     assert [one["name"] for one in found["kept_float"]] == [bad_layer.SPOILED]
-    assert found["task"]["upper95"] <= 1.0
+    assert found["task"]["upper95"] <= 3.0
     bundles = [folder / out / "bad-0.1.0.edgeml" for out in ("out", "again")]
     assert bundles[0].read_bytes() == bundles[1].read_bytes(), again.stdout
     with open_bundle(bundles[0]) as bundle:
@@ -78,7 +78,6 @@ def test_tflite_is_repaired_as_well(folder: Path) -> None:
     found = artifact(folder, "lite", "tflite")
     assert 1 <= len(found["kept_float"]) <= 2
     x, labels = bad_layer.samples(300, 3)
-    with load(folder / "lite" / "bad-0.1.0.edgeml", accept="tflite:int8") as model:
-        name = model.signature.inputs[0].name
-        right = sum(int(model.run({name: row[None]}).label == str(label)) for row, label in zip(x, labels, strict=True))
+    with load(folder / "lite" / "bad-0.1.0.edgeml", format="tflite", precision="int8") as model:
+        right = sum(model.run({"x": row[None]}).class_index == label for row, label in zip(x, labels, strict=True))
     assert right / len(labels) > 0.97

@@ -33,7 +33,7 @@ def test_the_operator_that_int8_spoils_is_ranked_first(tuner: StaticTuner) -> No
     assert base.error < 1e-5
     assert found[0].operator == Operator("Gemm", bad_layer.SPOILED)
     assert found[0].error > 10 * found[1].error
-    assert found[0].extra_bytes > 24 * 24  # three more bytes for each of its weights, less scales
+    assert found[0].extra_bytes > 16 * 24  # three more bytes for each of its weights, less scales
 
 
 def test_leaving_it_float_repairs_the_model(tuner: StaticTuner) -> None:
@@ -51,7 +51,7 @@ def test_a_layer_left_float_has_the_weights_of_the_model_not_rounded_ones(tuner:
     model = onnx.load_from_string(tuner.quantize(frozenset({bad_layer.SPOILED})).model)
 
     constants = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    assert any(np.array_equal(values, bad_layer.weights().layers[1]) for values in constants)
+    assert any(np.array_equal(values, bad_layer.weights().layers[0]) for values in constants)
     assert sum(values.dtype == np.int8 and values.ndim == 2 for values in constants) == 3
 
 

@@ -95,7 +95,7 @@ def search(
 
 
 def test_the_spoiled_layer_alone_is_left_float(quantizing: Callable[[float], Quantizing], tmp_path: Path) -> None:
-    found = search(Table(tmp_path / "cache"), quantizing(1.5), tmp_path / "work")
+    found = search(Table(tmp_path / "cache"), quantizing(3.0), tmp_path / "work")
 
     assert [one.name for one in found.kept] == [bad_layer.SPOILED]
     assert found.model is not None
@@ -111,12 +111,12 @@ def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(
 ) -> None:
     first = Table(tmp_path / "cache", stop_at=3)
     with pytest.raises(KeyboardInterrupt):
-        search(first, quantizing(1.5), tmp_path / "first")
+        search(first, quantizing(3.0), tmp_path / "first")
     assert first.worker.asked == ["operators", "alone", "alone"]
 
     second = Table(tmp_path / "cache")
-    resumed = search(second, quantizing(1.5), tmp_path / "second")
-    afresh = search(Table(tmp_path / "other"), quantizing(1.5), tmp_path / "third")
+    resumed = search(second, quantizing(3.0), tmp_path / "second")
+    afresh = search(Table(tmp_path / "other"), quantizing(3.0), tmp_path / "third")
 
     assert second.worker.asked == ["alone", "alone", "keep", "look_at"]
     assert resumed.model is not None
@@ -128,9 +128,9 @@ def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(
 def test_out_of_time_is_a_refusal_and_the_next_run_goes_on(quantizing: Callable[[float], Quantizing], tmp_path: Path) -> None:
     ticks = iter([0.0, 1.0, 1.0, 99.0])  # of the start, and before each of three operators
 
-    found = search(Table(tmp_path / "cache"), quantizing(1.5), tmp_path / "work", limit_s=10.0, clock=ticks)
+    found = search(Table(tmp_path / "cache"), quantizing(3.0), tmp_path / "work", limit_s=10.0, clock=ticks)
     again = Table(tmp_path / "cache")
-    ended = search(again, quantizing(1.5), tmp_path / "again")
+    ended = search(again, quantizing(3.0), tmp_path / "again")
 
     assert (found.model, found.record.ended, found.kept) == (None, False, ())
     assert "ran out of 10 s after 2 of 4 operators" in found.record.sentence
@@ -150,7 +150,7 @@ def test_what_half_of_the_operators_float_does_not_repair_is_given_up(
 
 def test_what_is_not_decided_stays_if_no_set_decides_it(quantizing: Callable[[float], Quantizing], tmp_path: Path) -> None:
     """A budget between a repaired artifact's drop and its bound: with it a set is inconclusive, too."""
-    probe = search(Table(tmp_path / "cache"), quantizing(1.5), tmp_path / "probe").record.tried[-1].task
+    probe = search(Table(tmp_path / "cache"), quantizing(3.0), tmp_path / "probe").record.tried[-1].task
     assert probe is not None
     between = (probe.drop + probe.upper95) / 2
 

@@ -129,14 +129,18 @@ class Lane:
         """Whether operators left float could help: it missed its budget, or is no form of the source, or is not decided yet."""
         if (self.format, made.precision) not in SEARCHABLE or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
             return False
-        if made.judged is not None and made.judged.status == "inconclusive":
+        task = made.judged.artifact.task if made.judged is not None else None
+        if task is not None and task.status == "pass":
+            return False
+        if task is not None and task.status == "inconclusive":
             trial = msgspec.structs.replace(self.trial, chances=CHANCES)
             best: Status = self.judge.call(f"{JOBS}.artifact:best_case", trial=msgspec.to_builtins(trial))
             return best == "pass"
         return isinstance(made.error, BudgetError | ParityError)
 
     def _search(self, made: Made, depends: Mapping[str, object], quantizing: Quantizing) -> Found:
-        missed: Status = made.judged.status if made.judged is not None else "fail"
+        task = made.judged.artifact.task if made.judged is not None else None
+        missed: Status = "fail" if task is None else task.status
         return Search(self, quantizing, depends, missed, self.folder, self.plan.repair_time_s).run()
 
     def ask(

@@ -208,14 +208,13 @@ class Deferral(_Record, frozen=True):
 class KeptFloat(_Record, frozen=True):
     """An operator that was left float so that the artifact meets its budget.
 
-    `name` is the tensor it gives in the fp32 model. `error` is what quantizing it alone does to the outputs, as the mean over
-    outputs of rms difference / standard deviation on calibration samples; `extra_bytes` is what leaving it float costs.
+    `error` is the mean over the outputs of rms difference / standard deviation, on calibration samples.
     """
 
-    name: str
-    operator: str
-    error: float
-    extra_bytes: int
+    name: str  # the tensor it gives in the fp32 model
+    operator: str  # its kind
+    error: float  # of the outputs, when it alone is quantized
+    extra_bytes: int  # what leaving it float costs
 
 
 class Artifact(_Record, frozen=True):
@@ -241,7 +240,7 @@ class Artifact(_Record, frozen=True):
     confidence: tuple[Count, ...] = ()
     classes: tuple[Count, ...] = ()
     deferral: Deferral | None = None  # when its answers are better asked of the cloud
-    kept_float: tuple[KeptFloat, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()  # what was left float so that it meets its budget
 
 
 class SourceFile(_Record, frozen=True):

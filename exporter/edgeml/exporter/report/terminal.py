@@ -28,6 +28,8 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(f"{_name(artifact)}: {reason}", style=STYLES[artifact.status]))
         if together := _together(report, artifact):
             console.print(Text(f"{_name(artifact)}: {together}"))
+        if repaired := text.repaired(artifact):
+            console.print(Text(f"{_name(artifact)}: {repaired}"))
     for note in (*report.warnings, *report.notes):
         console.print(Text(note))
     console.print(Text.assemble((report.verdict, STYLES[report.verdict]), "  ", report.summary))
@@ -64,6 +66,8 @@ def _line(artifact: ArtifactReport) -> str:
         words.append(f"{artifact.task.metric} {value} (drop {text.drop(artifact.task)})")
     if reason := text.reason(artifact):
         words.append(reason)
+    if repaired := text.repaired(artifact):
+        words.append(repaired)
     return ", ".join(words)
 
 

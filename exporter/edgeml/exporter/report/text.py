@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
@@ -81,6 +82,20 @@ def top1(parity: Parity | None) -> str:
 
 def where(artifact: ArtifactReport) -> str:
     return artifact.parity.where if artifact.parity is not None else "not run"
+
+
+def repaired(artifact: ArtifactReport) -> str | None:
+    """What came of a search for layers to leave float, unless the error says it already."""
+    return artifact.repair.sentence if artifact.repair is not None and artifact.error is None else None
+
+
+def decibels(error_share: float) -> str:
+    """Signal to noise of an error in standard deviations: `38 dB`."""
+    return (
+        NOTHING
+        if error_share <= 0 or error_share >= UNMEASURED
+        else f"{-20 * math.log10(error_share):.0f} dB".replace("-", MINUS)
+    )
 
 
 def reason(artifact: ArtifactReport) -> str | None:
