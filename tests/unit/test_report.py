@@ -13,16 +13,19 @@ import pytest
 from rich.console import Console
 
 from edgeml.exporter.parity import UNMEASURED
+from edgeml.exporter.parity.classes import ClassDrop, ClassEvidence, Confusion
 from edgeml.exporter.report import ArtifactReport, Latency, Report, Stage, to_json, verdict_of, write_report
 from edgeml.exporter.report import text as words
 from edgeml.exporter.report.html import snippet, to_html
 from edgeml.exporter.report.plots import size_accuracy
+from edgeml.exporter.report.structs import Repair, SetTried
 from edgeml.exporter.report.terminal import plain_lines, print_report
 from edgeml.wire.errors import EnvironmentProblem
 from edgeml.wire.manifest import (
     Binding,
     DataSet,
     Deferral,
+    KeptFloat,
     Parity,
     Precision,
     Promise,
@@ -318,3 +321,22 @@ def test_ticks_are_few_and_round(low: float) -> None:
         ticks, digits = _nice_ticks(low, low + width)
         assert 2 <= len(ticks) <= 6
         assert len({f"{tick:.{digits}f}" for tick in ticks}) == len(ticks)
+
+
+def test_a_page_shows_what_stayed_float_and_the_classes_that_lose() -> None:
+    repair = Repair(
+        sentence="1 operator of 4 left float: 4,000 bytes",
+        kept=1,
+        ended=True,
+        ranked=(KeptFloat("conv<1>", "Conv", 0.1, 900), KeptFloat("h2", "Gemm", 0.001, 100)),
+        tried=(SetTried(1, 4000, "pass"),),
+    )
+    evidence = ClassEvidence(3, (ClassDrop(2, 50, 20, 0, 40.0, 25.0, 52.0, 1e-5),), 20, (Confusion(2, 1, 20, 20),))
+    changed = msgspec.structs.replace(REPORT.artifacts[2], repair=repair, by_class=evidence)
+    page = to_html(msgspec.structs.replace(REPORT, artifacts=(changed,), labels=("a", "b", "<c>")))
+
+    assert "1 operator of 4 left float" in page
+    assert "conv&lt;1&gt;" in page
+    assert "20 dB" in page
+    assert "&lt;c&gt;" in page
+    assert "b (20)" in page

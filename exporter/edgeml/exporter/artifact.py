@@ -19,6 +19,7 @@ from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.metric import AUTO, Metric
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
+from edgeml.exporter.parity.classes import ClassEvidence, class_evidence
 from edgeml.exporter.parity.deferral import defer
 from edgeml.exporter.parity.metrics import max_abs
 from edgeml.exporter.plan import DeferGoal
@@ -80,6 +81,7 @@ class Judged(msgspec.Struct, frozen=True):
     latency_s: tuple[float, ...]
     reason: str | None = None
     deferral: Status = "pass"
+    by_class: ClassEvidence | None = None
 
 
 def warm_engine(*, format: Format) -> None:  # noqa: A002 - the field's word
@@ -146,14 +148,17 @@ def judge(
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
     artifact = msgspec.structs.replace(artifact, task=task, golden=golden)
+    by_class = None
+    if asked.scores is not None and precision != "fp32":
+        by_class = class_evidence(reference[asked.scores], got[asked.scores], samples.labels, budget)
     if asked.post is None:
-        return msgspec.to_builtins(Judged(artifact, task.status, engine, latency))
+        return msgspec.to_builtins(Judged(artifact, task.status, engine, latency, by_class=by_class))
     deferred = defer(asked.post, reference, got, samples.labels, asked.defer)
     own = msgspec.structs.replace(asked.post, temperature=deferred.deferral.temperature)
     confidence, classes = answer_counts(asked.post, reference, own, got)
     artifact = msgspec.structs.replace(artifact, deferral=deferred.deferral, confidence=confidence, classes=classes)
     status = verdict_of([task.status, deferred.status])
-    return msgspec.to_builtins(Judged(artifact, status, engine, latency, deferred.reason, deferred.status))
+    return msgspec.to_builtins(Judged(artifact, status, engine, latency, deferred.reason, deferred.status, by_class))
 
 
 def look(trial: Trial, format_: Format, precision: Precision, model: bytes) -> tuple[Parity, Task | None]:

@@ -115,9 +115,9 @@ class Lane:
         if not self._may_repair(made):
             return made
         try:
-            found = self._search(
-                made, depends, Quantizing(self.trial, self.format, precision, str(model), whole.artifact.inputs)
-            )
+            inputs = whole.artifact.inputs
+            asked = Quantizing(self.trial, self.format, precision, str(model), inputs, self.plan.ranges)
+            found = self._search(made, depends, asked)
         except EdgemlError as error:
             return made.with_search(None, f"no search for layers to leave float: {error}")
         if found.model is None:

@@ -108,7 +108,7 @@ def artifact_report(made: Made) -> ArtifactReport:
         latency=Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.9)), len(seconds)),
         inputs=artifact.inputs, outputs=artifact.outputs, ops=artifact.ops, notes=artifact.notes,
         deferral=artifact.deferral, deferral_reason=made.judged.reason if made.judged.deferral != "pass" else None,
-        kept_float=artifact.kept_float, repair=made.repair,
+        kept_float=artifact.kept_float, repair=made.repair, by_class=made.judged.by_class,
     )  # fmt: skip
 
 

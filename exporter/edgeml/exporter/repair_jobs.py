@@ -9,13 +9,16 @@ from typing import Any
 import msgspec
 
 from edgeml.exporter.artifact import Trial, feeds_of, look
-from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.parity.compare import UNMEASURED
+from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.keep_float import StaticTuner, Tuner
+from edgeml.exporter.quantize.layers import Network
 from edgeml.wire.errors import EdgemlError, PlanError
 from edgeml.wire.manifest import Binding, Format, Precision, Status, Task
 
-SEARCHABLE: frozenset[tuple[Format, Precision]] = frozenset({("onnx", "int8"), ("tflite", "int8")})
+SEARCHABLE: frozenset[tuple[Format, Precision]] = frozenset(
+    {("onnx", "int8"), ("onnx", "int16"), ("tflite", "int8"), ("tflite", "int16")}
+)
 """What can be written with some operators left float."""
 
 
@@ -27,6 +30,7 @@ class Quantizing(msgspec.Struct, frozen=True):
     precision: Precision
     model: str
     inputs: tuple[Binding, ...]
+    ranges: Ranges = "auto"
 
 
 class Looked(msgspec.Struct, frozen=True):
@@ -80,14 +84,14 @@ def _opened(quantizing: bytes) -> Tuner:
     model, feeds = Path(asked.model).read_bytes(), feeds_of(asked.trial, asked.inputs)
     if feeds is None:
         raise PlanError("a search for layers to leave float needs calibration samples", hint="give --calib")
-    return _static(asked.format, model, feeds)
+    return StaticTuner(_network(asked, model), model, feeds, ranges=asked.ranges, bits=16 if asked.precision == "int16" else 8)
 
 
-def _static(format_: Format, model: bytes, feeds: Feeds) -> Tuner:
-    if format_ == "onnx":
-        from edgeml.exporter.quantize.onnx import open_onnx_network
+def _network(asked: Quantizing, model: bytes) -> Network:
+    if asked.format == "tflite":
+        from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        return StaticTuner(open_onnx_network(model), model, feeds)
-    from edgeml.exporter.quantize.tflite_network import TfliteNetwork
+        return TfliteNetwork(model)
+    from edgeml.exporter.quantize.onnx import open_onnx_network, open_wide_network
 
-    return StaticTuner(TfliteNetwork(model), model, feeds)
+    return open_wide_network(model) if asked.precision == "int16" else open_onnx_network(model)

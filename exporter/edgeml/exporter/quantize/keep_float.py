@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from edgeml.exporter.calibrate.choose import output_error
 from edgeml.exporter.calibrate.feeds import Feeds, count, part
+from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.layers import Network
 from edgeml.exporter.quantize.result import Quantized
-from edgeml.exporter.quantize.static import Bench, choose
+from edgeml.exporter.quantize.static import Bench, choose, choose16
 
 RANKING_SAMPLES: Final = 64  # more change no order that matters
 MOST_SHARE: Final = 0.5  # of the operators: a model with more of them float is not a quantized one
@@ -71,22 +72,24 @@ class Tuner(Protocol):
 
 
 class StaticTuner:
-    """Static int8: ranges, rounding and the way to quantize are found once, for the model with everything quantized."""
+    """Static int8 and int16: ranges, rounding and the way to quantize are found once, for everything quantized."""
 
-    def __init__(self, network: Network, model: bytes, feeds: Feeds) -> None:
-        self._bench = Bench(network, feeds)
-        self._way, self._notes = choose(self._bench, model)
+    def __init__(
+        self, network: Network, model: bytes, feeds: Feeds, *, ranges: Ranges = "auto", bits: Literal[8, 16] = 8
+    ) -> None:
+        self._bench, self._bits = Bench(network, feeds), bits
+        self._way, self._notes = choose(self._bench, model, ranges) if bits == 8 else choose16(self._bench, ranges)
         self._some = part(feeds, 0, max(1, -(-count(feeds) // RANKING_SAMPLES)))
         self._wanted = self._bench.run(model, self._some)
         self.operators = tuple(Operator(kind, name) for kind, name in network.operators())
 
     def alone(self, name: str | None) -> Alone:
         others = frozenset(operator.name for operator in self.operators) - {name}
-        model = self._bench.quantize(self._way, kept=frozenset(filter(None, others)))
+        model = self._bench.quantize(self._way, kept=frozenset(filter(None, others)), bits=self._bits)
         return Alone(output_error(self._wanted, self._bench.run(model, self._some)), len(model))
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
-        return Quantized(self._bench.quantize(self._way, kept=kept), self._notes)
+        return Quantized(self._bench.quantize(self._way, kept=kept, bits=self._bits), self._notes)
 
 
 def signal_to_noise(error: float) -> float:

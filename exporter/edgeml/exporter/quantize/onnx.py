@@ -66,8 +66,12 @@ def to_int16_onnx(
     model: bytes, feeds: Feeds, *, keep_float: frozenset[str] = frozenset(), ranges: Ranges = "auto"
 ) -> Quantized:
     """int8 weights and 16-bit activations, which ONNX has from opset 21 on; otherwise as `to_int8_onnx`."""
-    proto = at_opset(with_biases(ready(model)), OPSET21)
-    return _with_integers(to_int16(OnnxNetwork(proto, keep_float), feeds, ranges))
+    return _with_integers(to_int16(open_wide_network(model, keep_float), feeds, ranges))
+
+
+def open_wide_network(model: bytes, keep_float: frozenset[str] = frozenset()) -> OnnxNetwork:
+    """The folded network of a model, at an opset that rounds activations to 16 bits."""
+    return OnnxNetwork(at_opset(with_biases(ready(model)), OPSET21), keep_float)
 
 
 def _with_integers(quantized: Quantized) -> Quantized:

@@ -113,9 +113,16 @@ def without(rounded: Network, original: Network, kept: frozenset[str]) -> Networ
 
 def to_int16(network: Network, feeds: Feeds, ranges: Ranges = "auto") -> Quantized:
     """int8 weights, 16-bit activations."""
-    bench, way = Bench(network, feeds), WIDE if ranges == "auto" else Way(ranges, equalize=False)
+    bench = Bench(network, feeds)
+    way, notes = choose16(bench, ranges)
+    return Quantized(bench.quantize(way, bits=16), notes)
+
+
+def choose16(bench: Bench, ranges: Ranges = "auto") -> tuple[Way, tuple[str, ...]]:
+    """The way for 16-bit activations, and notes: there is nothing to compare."""
+    way = WIDE if ranges == "auto" else Way(ranges, equalize=False)
     note = f"activations of 16 bits, ranges by {way}"
-    return Quantized(bench.quantize(way, bits=16), (note, *calibration_notes(bench.seen(equalize=False), count(feeds))))
+    return way, (note, *calibration_notes(bench.seen(equalize=False), count(bench.feeds)))
 
 
 def to_int8(network: Network, model: bytes, feeds: Feeds, ranges: Ranges = "auto") -> Quantized:

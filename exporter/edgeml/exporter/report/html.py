@@ -38,7 +38,7 @@ def to_html(report: Report) -> str:
     environment.globals.update(
         size=text.size, share=text.share, metric_value=text.metric_value,
         error=text.error, points=text.points, seconds=text.seconds, where=text.where,
-        decibels=text.decibels,
+        decibels=text.decibels, class_name=text.class_name,
         below=text.below, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgeml.exporter.parity.classes import ClassEvidence
 from edgeml.wire.manifest import (
     Binding,
     DataSet,
@@ -86,6 +87,7 @@ class ArtifactReport(msgspec.Struct, frozen=True):
     deferral_reason: str | None = None  # why `--defer` is missed, or not surely met
     kept_float: tuple[KeptFloat, ...] = ()
     repair: Repair | None = None
+    by_class: ClassEvidence | None = None
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -28,6 +28,8 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(f"{_name(artifact)}: {reason}", style=STYLES[artifact.status]))
         if together := _together(report, artifact):
             console.print(Text(f"{_name(artifact)}: {together}"))
+        if worst := text.worst_classes(artifact, report.labels):
+            console.print(Text(f"{_name(artifact)}: {worst}"))
         if repaired := text.repaired(artifact):
             console.print(Text(f"{_name(artifact)}: {repaired}"))
     for note in (*report.warnings, *report.notes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
@@ -23,6 +24,7 @@ METRICS: Final = {
     "mse": "mean squared error",
     "mae": "mean absolute error",
 }
+SIGNIFICANT: Final = 0.05
 ERRORS: Final = frozenset({"mse", "mae"})  # in the output's units, the less the better
 
 
@@ -96,6 +98,20 @@ def decibels(error_share: float) -> str:
         if error_share <= 0 or error_share >= UNMEASURED
         else f"{-20 * math.log10(error_share):.0f} dB".replace("-", MINUS)
     )
+
+
+def class_name(labels: Sequence[str], index: int) -> str:
+    return labels[index] if index < len(labels) else f"class {index}"
+
+
+def worst_classes(artifact: ArtifactReport, labels: Sequence[str]) -> str | None:
+    """Classes that lose more than the budget, if chance alone does not explain it; `None` if there is none."""
+    budget = artifact.task.budget if artifact.task is not None else None
+    if artifact.by_class is None or budget is None:
+        return None
+    found = [one for one in artifact.by_class.drops if one.drop > budget and one.p_holm <= SIGNIFICANT]
+    listed = [f"{class_name(labels, one.index)} {points(one.drop)} on {one.n:,} samples" for one in found[:3]]
+    return f"drops most for {', '.join(listed)}" if listed else None
 
 
 def reason(artifact: ArtifactReport) -> str | None:
