@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -17,8 +19,10 @@ from edgeml.runtime.drift import (
     Tally,
     Verdict,
     chance,
+    chance_of_shift,
     chi_square_tail,
     divergences,
+    rank_shift,
     start,
     step,
 )
@@ -104,6 +108,54 @@ def test_a_shift_by_half_a_standard_deviation_is_found_within_two_blocks() -> No
     state, found = run(state, TILTED, 2 * BLOCK_CALLS // 30, seed=1)
     assert sum(verdict.began.any() for verdict in found) == 1
     assert state.alarmed.all()
+
+
+def found_within(calls: int, *, samples: int, onset: int, devices: int = 200) -> float:
+    """The share of devices, with references of so many samples, that see half a standard deviation within so many calls."""
+    generator = np.random.default_rng(7)
+    edges = np.asarray([NormalDist().inv_cdf(i / 10) for i in range(1, 10)])
+    shifted = np.diff([0.0, *(NormalDist(0.5).cdf(float(edge)) for edge in edges), 1.0])
+    references = generator.multinomial(samples, EVEN, devices).astype(float)
+    watched = Line("input:x", references, Null(samples, (1.0,), (9,)), streams=3, is_ordered=True)
+    state, seen = start(watched, devices), np.zeros(devices, np.bool_)
+    for window in range((onset + calls) // 30):
+        counts = generator.multinomial(30, shifted if window * 30 >= onset else EVEN, devices).astype(float)
+        state, verdict = step(watched, state, counts, np.full(devices, 30.0), 60.0)
+        if verdict is not None and window * 30 >= onset:
+            seen |= verdict.began
+    return float(seen.mean())
+
+
+@pytest.mark.parametrize("samples", [300, 1000])
+@pytest.mark.parametrize("onset", [0, 600, 1200, 9450])
+def test_half_a_standard_deviation_is_found_within_two_thousand_calls_also_by_a_new_device(samples: int, onset: int) -> None:
+    assert found_within(2000, samples=samples, onset=onset) >= 0.95
+
+
+def test_the_mean_rank_is_that_of_the_formula() -> None:
+    # shares 1/4, 3/4 (with +0.5 calls a bin): ranks 1/8, 5/8; variance 1/4 / 64 + 3/4 * 25/64 - 1/4 = 3/64; q = 3/4, 1/4
+    watched = Line("x", np.asarray([24.5, 74.5]), Null(99, (1.0,), (1,)))
+    mean = 0.75 / 8 + 0.25 * 5 / 8
+    assert rank_shift(watched, tally(np.asarray([74.5, 24.5])))[0] == pytest.approx((mean - 0.5) ** 2 / (3 / 64))
+
+
+def test_a_mean_rank_is_beyond_chance_as_often_as_said() -> None:
+    generator = np.random.default_rng(8)
+    references, fed = (generator.multinomial(count, EVEN, 20_000).astype(float) for count in (300, 900))
+    shifts = rank_shift(Line("x", references, INDEPENDENT), Tally(fed, np.full(20_000, 900.0), np.zeros(20_000)))
+    null = Line("x", references, Null(300, (1.0,), (9,)))
+    tails = np.asarray([chance_of_shift(null, 900, float(shift)) for shift in shifts])
+    assert (tails < 0.01).mean() == pytest.approx(0.01, abs=0.003)
+
+
+def test_calls_that_are_alike_make_more_of_a_mean_rank_chance() -> None:
+    assert chance_of_shift(line(), 900, 0.05, excess=30.0) > 100 * chance_of_shift(line(), 900, 0.05)
+
+
+def test_a_shift_is_one_step_among_many_and_does_not_pass_for_alike_calls() -> None:
+    state, _ = run(start(line()), EVEN, 30)
+    state, _ = run(state, TILTED, 33, seed=1)
+    assert np.nanmax(state.excess) == 0.0
 
 
 def test_an_alarm_ends_when_the_stream_is_back_and_counts_once_while_it_lasts() -> None:

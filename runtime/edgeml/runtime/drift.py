@@ -3,14 +3,16 @@
     state, verdict = step(line, state, counts, calls, seconds)      # once a window; verdict is None while nothing was compared
 
 A `Line` is one watched distribution. Windows are added up and compared with it in blocks: a short one of `BLOCK_CALLS` calls,
-which finds a shift soon, and a day, which finds it where there are few calls. PSI and Jensen-Shannon divergence must both be
-beyond chance, and PSI above an effect floor.
+which finds a shift soon, and a day, which finds it where there are few calls. PSI must be above an effect floor. Beyond chance
+must be either PSI and the Jensen-Shannon divergence, which see any change, or the mean rank, which sees with far fewer samples
+that all values moved one way.
 
 - Chance is calibrated at export for the number of calls at hand (`Null`): a PSI of 0.1 is normal over 50 calls, not over 5,000.
 - Each comparison may spend the share of `ALARMS_A_MONTH` that its time is of 30 days: by the union bound, false alarms stay
   below that sum however often is compared and however the comparisons hang together (they share one reference).
 - Calls that follow each other are alike. How much blocks differ from each other, beyond what independent calls would, is
-  measured on the device and counts as chance.
+  measured on the device and counts as chance. Before there are blocks enough, it is how much batches differ from the one
+  before, the largest such step left out: a shift is one step, and so does not excuse itself.
 
 Arrays have a leading axis of devices: a device has one row, a simulation thousands.
 """
@@ -36,20 +38,22 @@ MONTH_S: Final = 30 * DAY_S
 ALARMS_A_MONTH: Final = 0.1  # false ones that a device may expect, all streams together
 BATCH_CALLS: Final = 100  # before there are blocks enough, batches show how alike calls are
 WARM: Final = 8  # batches before anything is compared, and blocks before they replace batches
-ALIKE_BEYOND: Final = 1.5  # calls may resemble each other over longer than a batch
+ALIKE_BEYOND: Final = 3.0  # calls may resemble each other over longer than a batch, and neighbouring batches do too
 SURE: Final = 3.0  # standard deviations from which on a dispersion is no accident
 FLOOR_PSI: Final = 0.1  # smaller shifts harm nobody: the usual "moderate change"
 CLEAR_SHARE: Final = 0.5  # of the floor: below, an alarm ends
 LONGEST_WINDOW_S: Final = 3600.0  # a clock that jumps must not buy chances
 SMOOTHING: Final = 0.5  # added to each bin's count, in calls
 _SCALES: Final = 2  # block and day
+_WAYS: Final = 2  # of an ordered line to be beyond chance: divergences, mean rank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
     """One watched distribution: the reference's counts (bins,) in samples (or a row a device), and how far chance goes.
 
-    `streams` is how many lines the device watches; they share the false alarms.
+    `streams` is how many lines the device watches; they share the false alarms. The bins of an ordered line are of growing
+    values; those of classes are not.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Line:
     null: Null
     streams: int = 1
     floor_psi: float = FLOOR_PSI
+    is_ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +99,29 @@ class Scatter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """How tallies differ from the one before: `last` of them, squares added up (devices,), the largest, and their number."""
+
+    last: Tally
+    squares: Floats
+    largest: Floats
+    steps: Floats
+
+    def plus(self, line: Line, tally: Tally, rows: Bools) -> Steps:
+        """With one more tally where `rows` says so.
+
+        A step is (1/a + 1/b)^-1 * sum((s - t)^2 / p) of shares s, t over a and b calls: of independent calls sum(weights) in
+        the mean, half a tally's own dispersion twice (von Neumann 1941).
+        """
+        old, new = np.maximum(self.last.calls, 1.0), np.maximum(tally.calls, 1.0)
+        moved = tally.shares / new[:, None] - self.last.shares / old[:, None]
+        size = (moved**2 / _smoothed(line.counts)).sum(axis=1) * old * new / (old + new)
+        size = np.where(rows & (self.last.calls > 0), size, 0.0)
+        last = self.last.without(rows) + tally.without(~rows)
+        return Steps(last, self.squares + size, np.maximum(self.largest, size), self.steps + (size > 0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class State:
     """What the decision remembers, a row a device: what is being added up, and how batches and blocks differed so far.
 
@@ -103,7 +131,7 @@ class State:
     batch: Tally
     block: Tally
     day: Tally
-    batches: Scatter
+    batches: Steps
     blocks: Scatter
     excess: Floats
     alarmed: Bools
@@ -124,7 +152,9 @@ class Verdict:
 def start(line: Line, devices: int = 1) -> State:
     row, bins = np.zeros(devices), np.zeros((devices, line.counts.shape[-1]))
     tally, scatter = Tally(bins, row, row), Scatter(bins, bins, row, row)
-    return State(tally, tally, tally, scatter, scatter, np.full((devices, 2), np.nan), np.zeros(devices, np.bool_))
+    return State(
+        tally, tally, tally, Steps(tally, row, row, row), scatter, np.full((devices, 2), np.nan), np.zeros(devices, np.bool_)
+    )
 
 
 def step(line: Line, state: State, counts: Floats, calls: Floats, seconds: float) -> tuple[State, Verdict | None]:
@@ -132,9 +162,9 @@ def step(line: Line, state: State, counts: Floats, calls: Floats, seconds: float
     window = _tally(counts, calls, min(max(seconds, 0.0), LONGEST_WINDOW_S))
     batch, block, day = state.batch + window, state.block + window, state.day + window
     full = batch.calls >= BATCH_CALLS
-    batches = state.batches.plus(batch, full) if full.any() else state.batches
+    batches = state.batches.plus(line, batch, full) if full.any() else state.batches
     state = replace(state, batch=batch.without(full) if full.any() else batch, block=block, day=day, batches=batches)
-    warm = batches.tallies >= WARM
+    warm = batches.steps >= WARM - 1
     block_due = warm & (block.calls >= BLOCK_CALLS)
     day_due = warm & (day.seconds >= DAY_S) & (day.calls >= DAY_CALLS)
     if not (block_due.any() or day_due.any()):
@@ -165,6 +195,28 @@ def divergences(line: Line, tally: Tally) -> tuple[Floats, Floats]:
     psi = ((q - p) * np.log(q / p)).sum(axis=1)
     js = (p * np.log(p / middle) + q * np.log(q / middle)).sum(axis=1) / 2
     return psi, js
+
+
+def rank_shift(line: Line, tally: Tally) -> Floats:
+    """How far each device's mean rank r is from the reference's: (r - 1/2)^2 over the variance of one call's rank.
+
+    The rank of a bin is the reference's share below it and half its own (Bross's ridit, 1958), so that r is near the chance
+    that a value of the device exceeds one of the reference.
+    """
+    p, q = _smoothed(line.counts), _smoothed(tally.shares)
+    ranks = np.cumsum(p, axis=-1) - p / 2
+    variance = (p * ranks**2).sum(axis=-1) - 0.25
+    return np.asarray(((q - p) * ranks).sum(axis=-1) ** 2 / np.maximum(variance, 1e-12))
+
+
+def chance_of_shift(line: Line, calls: float, shift: float, excess: float = 0.0) -> float:
+    """How likely a `rank_shift` this large is over so many calls that follow the reference: the tail of one chi-square.
+
+    No direction varies more than the largest weight says, and what calls being alike adds may all lie in this one.
+    """
+    null = line.null
+    noise = 1 / calls + 1 / null.n
+    return erfc(sqrt(shift / (2 * (null.weights[0] * noise + excess / calls) * _at(null, null.psi, calls))))
 
 
 def chance(line: Line, calls: float, psi: float, js: float, excess: float = 0.0) -> float:
@@ -224,31 +276,37 @@ def _verdict(line: Line, state: State, excess: Floats, due: tuple[Bools, Bools])
 
 
 def _beyond(line: Line, tally: Tally, found: tuple[Floats, Floats], excess: Floats, due: Bools) -> Bools:
-    """Where both divergences are beyond chance, and PSI beyond the floor."""
+    """Where PSI is beyond the floor, and both divergences or the mean rank are beyond chance."""
     psi, js = found
     beyond = np.zeros(len(due), np.bool_)
-    for row in np.flatnonzero(due & (psi > line.floor_psi)):
-        allowed = ALARMS_A_MONTH * tally.seconds[row] / MONTH_S / (_SCALES * line.streams)
-        tail = chance(line, float(tally.calls[row]), float(psi[row]), float(js[row]), float(excess[row]))
+    candidates = np.flatnonzero(due & (psi > line.floor_psi))
+    shift = rank_shift(line, tally) if line.is_ordered and len(candidates) else np.zeros(len(due))
+    for row in candidates:
+        allowed = ALARMS_A_MONTH * tally.seconds[row] / MONTH_S / (_SCALES * line.streams * (_WAYS if line.is_ordered else 1))
+        calls, alike = float(tally.calls[row]), float(excess[row])
+        tail = chance(line, calls, float(psi[row]), float(js[row]), alike)
+        if line.is_ordered:
+            tail = min(tail, chance_of_shift(line, calls, float(shift[row]), alike))
         beyond[row] = tail < allowed
     return beyond
 
 
-def _excess(line: Line, batches: Scatter, blocks: Scatter) -> Floats:
+def _excess(line: Line, batches: Steps, blocks: Scatter) -> Floats:
     """How much more blocks differ from each other than blocks of independent calls would; 0 where that may be an accident."""
-    early, later = _beyond_independent(line, batches), _beyond_independent(line, blocks)
-    return np.where(blocks.tallies >= WARM, later, ALIKE_BEYOND * early)
+    steps = np.maximum(batches.steps - 1, 1.0)  # without the largest, which may be where the stream shifted
+    early = _beyond_independent(line, (batches.squares - batches.largest) / steps, steps * 2 / 3)  # neighbours share a tally
+    pooled = blocks.shares**2 / np.maximum(blocks.calls, 1.0)[:, None]
+    freedom = np.maximum(blocks.tallies - 1, 1.0)
+    spread = ((blocks.squares - pooled) / _smoothed(line.counts)).sum(axis=1) / freedom
+    return np.where(blocks.tallies >= WARM, _beyond_independent(line, spread, freedom), ALIKE_BEYOND * early)
 
 
-def _beyond_independent(line: Line, scatter: Scatter) -> Floats:
-    """Sum over tallies of calls * (share - pooled share)^2 / p, over (tallies - 1), less what independent calls show.
+def _beyond_independent(line: Line, found: Floats, freedom: Floats) -> Floats:
+    """A dispersion calls * (share - mean share)^2 / p, summed over bins, less what independent calls show.
 
-    That is sum(weights), with the variance 2 * sum(weights^2) / (tallies - 1).
+    That is sum(weights), with the variance 2 * sum(weights^2) / freedom.
     """
     weights, repeats = np.asarray(line.null.weights), np.asarray(line.null.repeats)
-    pooled = scatter.shares**2 / np.maximum(scatter.calls, 1.0)[:, None]
-    freedom = np.maximum(scatter.tallies - 1, 1.0)
-    found = ((scatter.squares - pooled) / _smoothed(line.counts)).sum(axis=1) / freedom
     expected, deviation = float(weights @ repeats), np.sqrt(2 * float(weights**2 @ repeats) / freedom)
     return np.where(found > expected + SURE * deviation, found - expected, 0.0)
 

@@ -63,6 +63,12 @@ def _lines(reference: Reference, artifact: Artifact | None) -> list[Line]:
             counts["classes"] = artifact.classes if len(artifact.classes) == len(reference.classes) else reference.classes
     watched = {name: counts[name] for name in reference.nulls if sum(counts.get(name, ()))}
     return [
-        Line(name, np.asarray(found, np.float64) * (reference.nulls[name].n / sum(found)), reference.nulls[name], len(watched))
+        Line(
+            name,
+            np.asarray(found, np.float64) * (reference.nulls[name].n / sum(found)),
+            reference.nulls[name],
+            len(watched),
+            is_ordered=name != "classes",
+        )
         for name, found in watched.items()
     ]
