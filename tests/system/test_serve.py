@@ -21,9 +21,12 @@ import urllib3
 
 from edgeml.runtime import load
 from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.config import load_config
 from edgeml.runtime.fallback import Policy
+from edgeml.runtime.gate import CloudGate
+from edgeml.runtime.host import Host
 from edgeml.runtime.hybrid import Hybrid
-from edgeml.wire.errors import LinkError, ServiceError
+from edgeml.wire.errors import ConfigError, LinkError, ServiceError
 from tests.unit.bundles import FULL, logits, make_bundle, samples
 
 UNSURE = np.zeros(4, np.float32)
@@ -192,7 +195,7 @@ def test_low_confidence_goes_to_the_cloud_and_stays_here_when_it_dies(tmp_path: 
     device = load(make_bundle(tmp_path, defer_below=0.6))
     served = start(make_bundle(tmp_path, version="1.1.0", bias=5.0))
     client = CloudClient(served.url, "toy", device.manifest.signature)
-    with device, Hybrid(device, client, Policy(deadline_s=5)) as hybrid:
+    with device, Hybrid(device, client, CloudGate(Policy(deadline_s=5))) as hybrid:
         first = hybrid.run({"x": UNSURE})
         assert (first.source, first.version, first.fallback) == ("cloud", "1.1.0", "low_confidence")
         assert first.score == pytest.approx(np.exp(5.25) / (np.exp(5.25) + 1 + np.exp(-0.25)), abs=1e-5)
@@ -208,10 +211,60 @@ def test_low_confidence_goes_to_the_cloud_and_stays_here_when_it_dies(tmp_path: 
     served.process.stdout.close()
 
 
+AGENT = """
+[device]
+id = "gate-7"
+data = "data"
+[models.toy]
+measure = false
+[fallback]
+url = "{url}"
+least_score = 1.0
+deadline_ms = 5000
+"""
+
+
+def host_of(served: Served, folder: Path, more: str) -> Host:
+    (folder / "agent.toml").write_text(AGENT.format(url=served.url) + more)
+    return Host(load_config(folder / "agent.toml"))
+
+
+def serve_version(host: Host, bundle: Path) -> None:
+    host.switch("toy", host.check("toy", bundle), bundle)
+
+
+def test_a_days_budget_holds_over_versions_and_restarts(served: Served, tmp_path: Path) -> None:
+    """A call takes about 700 bytes: the first is asked, then nobody."""
+    first, second = make_bundle(tmp_path), make_bundle(tmp_path, version="1.1.0")
+    host = host_of(served, tmp_path, "daily_bytes = 900\n")
+    serve_version(host, first)
+    assert [host.run("toy", {"x": UNSURE}).source for _ in range(3)] == ["cloud", "device", "device"]
+    serve_version(host, second)
+    assert host.run("toy", {"x": UNSURE}).source == "device"
+    host.close()
+    again = host_of(served, tmp_path, "daily_bytes = 900\n")
+    serve_version(again, second)
+    assert again.run("toy", {"x": UNSURE}).source == "device"
+    again.close()
+
+
+def test_a_function_of_the_application_decides_what_leaves(served: Served, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    (tmp_path / "privacy_switch.py").write_text("ON = True\ndef shown(inputs):\n    return None if ON else inputs\n")
+    host = host_of(served, tmp_path, 'redact = "privacy_switch:shown"\n')
+    serve_version(host, bundle)
+    assert host.run("toy", {"x": UNSURE}).source == "device"
+    sys.modules["privacy_switch"].ON = False  # type: ignore[attr-defined]
+    assert host.run("toy", {"x": UNSURE}).source == "cloud"
+    host.close()
+    with pytest.raises(ConfigError, match=r"\[fallback\] redact = 'privacy_switch:gone' cannot be loaded: AttributeError"):
+        host_of(served, tmp_path, 'redact = "privacy_switch:gone"\n')
+
+
 def test_a_server_that_accepts_and_says_nothing_costs_the_deadline_and_no_more(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, load(make_bundle(tmp_path, defer_below=0.6)) as device:
         client = CloudClient(f"http://127.0.0.1:{silent.getsockname()[1]}", "toy", device.manifest.signature)
-        with Hybrid(device, client, Policy(deadline_s=0.3)) as hybrid:
+        with Hybrid(device, client, CloudGate(Policy(deadline_s=0.3))) as hybrid:
             started = time.monotonic()
             assert hybrid.run({"x": UNSURE}).source == "device"
             assert time.monotonic() - started < 2

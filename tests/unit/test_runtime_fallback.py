@@ -12,6 +12,7 @@ from edgeml.runtime import fallback
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import Answer
 from edgeml.runtime.fallback import Policy, State
+from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, load
 from edgeml.wire.errors import EngineError, InputError, LinkError, ServiceError
@@ -34,7 +35,7 @@ def test_three_failures_in_a_row_open_the_breaker() -> None:
 def test_a_success_between_failures_closes_the_count() -> None:
     policy, state = Policy(), State()
     for _ in range(10):
-        state = fallback.succeeded(fallback.failed(fallback.failed(state, policy, 0), policy, 0))
+        state = fallback.succeeded(fallback.failed(fallback.failed(state, policy, 0), policy, 0), policy)
     assert fallback.may_ask(state, policy, 0, 1)[1] is None
 
 
@@ -53,17 +54,79 @@ def test_one_probe_goes_through_and_its_failure_doubles_the_wait() -> None:
     assert fallback.may_ask(state, policy, 90 + 99, 1)[1] == "breaker_open"  # 120 is capped at 100
     state, refusal = fallback.may_ask(state, policy, 190, 1)
     assert refusal is None
-    assert fallback.may_ask(fallback.succeeded(state), policy, 190, 1)[1] is None
+    assert fallback.may_ask(fallback.succeeded(state, policy), policy, 190, 1)[1] is None
 
 
 def test_the_daily_budget_counts_both_ways_and_starts_again_next_day() -> None:
     policy, state = Policy(daily_bytes=1000), State()
     state, refusal = fallback.may_ask(state, policy, 100.0, 600)
     assert refusal is None
-    state = fallback.succeeded(state, received_bytes=200)
+    state = fallback.succeeded(state, policy, received_bytes=200)
     assert fallback.may_ask(state, policy, 200.0, 300)[1] == "budget"
     assert fallback.may_ask(state, policy, 200.0, 200)[1] is None
     assert fallback.may_ask(state, policy, 86_400.0, 1000)[1] is None
+
+
+def test_money_is_a_budget_of_the_day_too() -> None:
+    policy, state = Policy(daily_cost=1.0, cost_per_call=0.2, cost_per_megabyte=1.0), State()
+    state, refusal = fallback.may_ask(state, policy, 100.0, 300_000)  # 0.2 + 0.3
+    assert refusal is None
+    state = fallback.succeeded(state, policy, received_bytes=100_000)  # 0.1
+    assert state.spent_cost == pytest.approx(0.6)
+    assert fallback.may_ask(state, policy, 200.0, 300_000)[1] == "budget"
+    state, refusal = fallback.may_ask(state, policy, 200.0, 200_000)  # 0.4, the rest
+    assert refusal is None
+    assert fallback.may_ask(state, policy, 200.0, 0)[1] == "budget"
+    assert fallback.may_ask(state, policy, 86_400.0, 300_000)[1] is None
+
+
+def answered(state: State, policy: Policy, calls: int, latency_s: float = 0.01) -> State:
+    for _ in range(calls):
+        state = fallback.succeeded(fallback.may_ask(state, policy, 0, 1)[0], policy, 0, latency_s)
+    return state
+
+
+def test_a_call_is_slow_beyond_nineteen_of_twenty_and_one_in_twenty_may_be_hedged() -> None:
+    policy = Policy()
+    assert fallback.hedge_after_s(answered(State(), policy, 19)) is None  # too few to know what is slow
+    state = answered(answered(State(), policy, 40, 0.01), policy, 2, 0.5)
+    assert fallback.hedge_after_s(state) == 0.01
+    state, granted = fallback.may_hedge(state, policy, 0, 1)
+    assert granted
+    state, granted = fallback.may_hedge(state, policy, 0, 1)
+    assert granted
+    assert not fallback.may_hedge(state, policy, 0, 1)[1]
+    assert fallback.hedge_after_s(state) is None
+
+
+@pytest.mark.parametrize("share", [0.05, 0.01, 0.0])
+def test_hedges_are_never_more_than_their_share_of_the_calls(share: float) -> None:
+    policy, state, hedges = Policy(hedge_share=share), State(), 0
+    for calls in range(1, 2000):
+        state = answered(state, policy, 1)
+        state, granted = fallback.may_hedge(state, policy, 0, 1)
+        hedges += granted
+        assert hedges <= share * calls + 1e-9
+    assert hedges == pytest.approx(share * 2000, abs=1)
+
+
+def test_a_hedge_is_paid_for_and_none_is_made_while_the_cloud_fails() -> None:
+    policy = Policy(daily_bytes=1000)
+    state = answered(State(), policy, 60)
+    assert fallback.may_hedge(state, policy, 0, 940)[0].spent_bytes == 1000
+    assert not fallback.may_hedge(state, policy, 0, 941)[1]
+    assert fallback.hedge_after_s(fallback.failed(state, policy, 0)) is None
+
+
+def test_what_was_spent_outlives_the_process_and_a_torn_file_counts_as_nothing(tmp_path: Path) -> None:
+    policy, file = Policy(daily_bytes=1000), tmp_path / "spent.json"
+    gate = CloudGate(policy, clock=lambda: 1e9, file=file)
+    assert gate.may_ask(800) is None
+    gate.save()
+    assert CloudGate(policy, clock=lambda: 1e9, file=file).may_ask(300) == "budget"
+    assert CloudGate(policy, clock=lambda: 1e9 + 86_400, file=file).may_ask(300) is None
+    file.write_bytes(file.read_bytes()[:7])
+    assert CloudGate(policy, clock=lambda: 1e9, file=file).may_ask(300) is None
 
 
 @pytest.mark.parametrize(
@@ -88,9 +151,9 @@ def test_the_cloud_is_asked_for_a_reason(
 
 def test_a_cloud_that_comes_first_leaves_the_device_its_time() -> None:
     policy = Policy("prefer-cloud", deadline_s=0.2)
-    state = fallback.device_answered(State(), 0.05)
-    assert fallback.cloud_share_s(state, policy, 0.01) == pytest.approx(0.14)
-    assert fallback.cloud_share_s(state, policy, 0.19) == 0
+    assert fallback.cloud_share_s(policy, 0.05, 0.01) == pytest.approx(0.14)
+    assert fallback.cloud_share_s(policy, 0.05, 0.19) == 0
+    assert fallback.cloud_share_s(policy, None, 0.05) == pytest.approx(0.15)
 
 
 class FakeCloud:
@@ -130,13 +193,13 @@ def model(tmp_path: Path) -> Model:
 
 def test_a_sure_device_does_not_ask(model: Model) -> None:
     cloud = FakeCloud(says_high)
-    with Hybrid(model, cloud, Policy(deadline_s=5)) as hybrid:
+    with Hybrid(model, cloud, CloudGate(Policy(deadline_s=5))) as hybrid:
         result = hybrid.run({"x": SURE})
     assert (result.source, result.label, result.fallback, cloud.asked) == ("device", "low", None, [])
 
 
 def test_an_unsure_device_takes_the_clouds_answer(model: Model) -> None:
-    with Hybrid(model, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+    with Hybrid(model, FakeCloud(says_high), CloudGate(Policy(deadline_s=5))) as hybrid:
         result = hybrid.run({"x": UNSURE})
     assert (result.source, result.label, result.version, result.fallback) == ("cloud", "high", "2.0.0", "low_confidence")
     assert result.outputs["logits"].shape == (3,)
@@ -147,22 +210,22 @@ def test_the_artifacts_own_threshold_and_temperature_decide(tmp_path: Path) -> N
     """Its logits 0.25, 0, -0.25 at temperature 0.1 are 2.5, 0, -2.5: 0.92, sure enough; at 1 they would be 0.42."""
     own = load(make_bundle(tmp_path, defer_below=0.6, deferral=Deferral(temperature=0.1, defer_below=0.9)))
     cloud = FakeCloud(says_high)
-    with Hybrid(own, cloud, Policy(deadline_s=5)) as hybrid:
+    with Hybrid(own, cloud, CloudGate(Policy(deadline_s=5))) as hybrid:
         assert (hybrid.run({"x": UNSURE}).source, cloud.asked) == ("device", [])
     never = load(make_bundle(tmp_path, version="2.0.0", defer_below=0.6, deferral=Deferral()))
-    with Hybrid(never, cloud, Policy(deadline_s=5)) as hybrid:
+    with Hybrid(never, cloud, CloudGate(Policy(deadline_s=5))) as hybrid:
         assert hybrid.run({"x": UNSURE}).source == "device"
 
 
 def test_the_clouds_answer_is_as_sure_as_the_source_not_as_the_artifact(tmp_path: Path) -> None:
     own = load(make_bundle(tmp_path, deferral=Deferral(temperature=5.0, defer_below=1.0)))
-    with Hybrid(own, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+    with Hybrid(own, FakeCloud(says_high), CloudGate(Policy(deadline_s=5))) as hybrid:
         assert hybrid.run({"x": SURE}).score == pytest.approx(np.exp(9) / (np.exp(9) + 2), abs=1e-6)
 
 
 @pytest.mark.parametrize("reply", [is_dead, refuses, lies], ids=["dead", "refusing", "lying"])
 def test_the_device_answers_when_the_cloud_is_no_use(model: Model, reply: Callable[..., dict[str, Array]]) -> None:
-    with Hybrid(model, FakeCloud(reply), Policy(deadline_s=5)) as hybrid:
+    with Hybrid(model, FakeCloud(reply), CloudGate(Policy(deadline_s=5))) as hybrid:
         result = hybrid.run({"x": UNSURE})
         assert hybrid.last_problem in {"unreachable", "refused"}
     assert (result.source, result.label, result.fallback) == ("device", "low", None)
@@ -175,7 +238,7 @@ def test_a_hanging_cloud_does_not_delay_the_answer(model: Model) -> None:
         release.wait(30)
         return says_high(inputs)
 
-    with Hybrid(model, FakeCloud(hangs), Policy(deadline_s=0.2)) as hybrid:
+    with Hybrid(model, FakeCloud(hangs), CloudGate(Policy(deadline_s=0.2))) as hybrid:
         started = time.monotonic()
         result = hybrid.run({"x": UNSURE})
         took = time.monotonic() - started
@@ -184,9 +247,85 @@ def test_a_hanging_cloud_does_not_delay_the_answer(model: Model) -> None:
     assert took < 1.0  # the deadline is 0.2 s; the rest is this machine's patience
 
 
+def test_a_slow_call_is_asked_once_more_and_the_first_answer_counts(model: Model) -> None:
+    slow, release = threading.Event(), threading.Event()
+
+    def sometimes_slow(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if slow.is_set():
+            slow.clear()
+            release.wait(30)
+        return says_high(inputs)
+
+    cloud = FakeCloud(sometimes_slow)
+    with Hybrid(model, cloud, CloudGate(Policy(deadline_s=20))) as hybrid:
+        for _ in range(20):
+            hybrid.run({"x": UNSURE})
+        slow.set()
+        result = hybrid.run({"x": UNSURE})
+        release.set()
+    assert (result.source, len(cloud.asked)) == ("cloud", 22)
+
+
+def test_a_hedge_answers_where_the_first_call_breaks(model: Model) -> None:
+    calls, second = [0], threading.Event()
+
+    def breaks_late(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        calls[0] += 1
+        if calls[0] == 21:
+            second.wait(30)
+            raise LinkError("cut off")
+        if calls[0] == 22:
+            second.set()
+            time.sleep(0.05)
+        return says_high(inputs)
+
+    with Hybrid(model, FakeCloud(breaks_late), CloudGate(Policy(deadline_s=20))) as hybrid:
+        assert [hybrid.run({"x": UNSURE}).source for _ in range(21)] == ["cloud"] * 21
+    assert calls == [22]
+
+
+def test_models_of_one_device_share_breaker_and_budget(model: Model) -> None:
+    gate = CloudGate(Policy(deadline_s=5, daily_bytes=1000), clock=lambda: 0.0)
+    first, second = FakeCloud(says_high), FakeCloud(says_high)
+    with Hybrid(model, first, gate) as one, Hybrid(model, second, gate) as other:
+        assert one.run({"x": UNSURE}).source == "cloud"
+        assert other.run({"x": UNSURE}).source == "device"
+        assert (other.last_problem, second.asked) == ("budget", [])
+
+
+def test_what_the_application_redacts_is_what_leaves(model: Model) -> None:
+    sent: list[Array] = []
+
+    def remembers(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        sent.append(inputs["x"])
+        return says_high(inputs)
+
+    gate = CloudGate(Policy(deadline_s=5))
+    with Hybrid(model, FakeCloud(remembers), gate, redact=lambda inputs: {"x": 0 * inputs["x"] + 1}) as hybrid:
+        assert hybrid.run({"x": UNSURE}).source == "cloud"
+    assert sent[0].tolist() == [[1, 1, 1, 1]]
+
+
+def fails(inputs: dict[str, Array]) -> Mapping[str, Array]:
+    raise RuntimeError("no face found")
+
+
+@pytest.mark.parametrize(
+    "redact", [lambda _: None, fails, lambda _: {"x": np.zeros(3, np.float32)}, lambda _: {}],
+    ids=["withheld", "fails", "wrong-shape", "nothing"],
+)  # fmt: skip
+def test_nothing_leaves_where_the_application_says_no(model: Model, redact: Callable[..., Mapping[str, Array] | None]) -> None:
+    cloud = FakeCloud(says_high)
+    with Hybrid(model, cloud, CloudGate(Policy(deadline_s=5)), redact=redact) as hybrid:
+        assert hybrid.run({"x": UNSURE}).source == "device"
+        assert (hybrid.last_problem, cloud.asked) == ("withheld", [])
+    with Hybrid(model, cloud, CloudGate(Policy("cloud-only", deadline_s=5)), redact=redact) as hybrid, pytest.raises(LinkError):
+        hybrid.run({"x": UNSURE})
+
+
 def test_a_dead_cloud_is_left_alone_after_three_tries(model: Model) -> None:
     cloud = FakeCloud(is_dead)
-    with Hybrid(model, cloud, Policy(deadline_s=5), clock=lambda: 0.0) as hybrid:
+    with Hybrid(model, cloud, CloudGate(Policy(deadline_s=5), clock=lambda: 0.0)) as hybrid:
         for _ in range(10):
             assert hybrid.run({"x": UNSURE}).source == "device"
         assert hybrid.last_problem == "breaker_open"
@@ -195,26 +334,29 @@ def test_a_dead_cloud_is_left_alone_after_three_tries(model: Model) -> None:
 
 def test_a_device_that_fails_is_answered_for(model: Model) -> None:
     model.close()
-    with Hybrid(model, FakeCloud(says_high), Policy(deadline_s=5)) as hybrid:
+    with Hybrid(model, FakeCloud(says_high), CloudGate(Policy(deadline_s=5))) as hybrid:
         result = hybrid.run({"x": SURE})
         assert (result.source, result.fallback) == ("cloud", "error")
-    with Hybrid(model, FakeCloud(is_dead), Policy(deadline_s=5)) as hybrid, pytest.raises(EngineError, match="closed"):
+    with (
+        Hybrid(model, FakeCloud(is_dead), CloudGate(Policy(deadline_s=5))) as hybrid,
+        pytest.raises(EngineError, match="closed"),
+    ):
         hybrid.run({"x": SURE})
 
 
 def test_a_wrong_input_is_nobodys_to_answer(model: Model) -> None:
     cloud = FakeCloud(says_high)
     for mode in fallback.MODES:
-        with Hybrid(model, cloud, Policy(mode, deadline_s=5)) as hybrid, pytest.raises(InputError):
+        with Hybrid(model, cloud, CloudGate(Policy(mode, deadline_s=5))) as hybrid, pytest.raises(InputError):
             hybrid.run({"x": SURE[:2]})
     assert cloud.asked == []
 
 
 def test_prefer_cloud_falls_back_to_the_device(model: Model) -> None:
     policy = Policy("prefer-cloud", deadline_s=5)
-    with Hybrid(model, FakeCloud(says_high), policy) as hybrid:
+    with Hybrid(model, FakeCloud(says_high), CloudGate(policy)) as hybrid:
         assert (hybrid.run({"x": SURE}).source, hybrid.run({"x": SURE}).fallback) == ("cloud", None)
-    with Hybrid(model, FakeCloud(is_dead), policy) as hybrid:
+    with Hybrid(model, FakeCloud(is_dead), CloudGate(policy)) as hybrid:
         result = hybrid.run({"x": SURE})
     assert (result.source, result.label, result.fallback) == ("device", "low", "error")
 
@@ -222,27 +364,27 @@ def test_prefer_cloud_falls_back_to_the_device(model: Model) -> None:
 def test_the_first_call_to_a_hanging_cloud_already_leaves_the_device_its_time(model: Model) -> None:
     cloud = FakeCloud(is_dead)
     model.warm_latency_s = 0.3
-    with Hybrid(model, cloud, Policy("prefer-cloud", deadline_s=0.5)) as hybrid:
+    with Hybrid(model, cloud, CloudGate(Policy("prefer-cloud", deadline_s=0.5))) as hybrid:
         assert hybrid.run({"x": SURE}).source == "device"
     assert 0 < cloud.asked[0] <= 0.2
 
 
 def test_cloud_only_raises_what_went_wrong(model: Model) -> None:
-    with Hybrid(model, FakeCloud(is_dead), Policy("cloud-only", deadline_s=5)) as hybrid, pytest.raises(LinkError):
+    with Hybrid(model, FakeCloud(is_dead), CloudGate(Policy("cloud-only", deadline_s=5))) as hybrid, pytest.raises(LinkError):
         hybrid.run({"x": SURE})
 
 
 def test_device_only_never_asks(model: Model) -> None:
     cloud = FakeCloud(says_high)
-    with Hybrid(model, cloud, Policy("device-only", deadline_s=5)) as hybrid:
+    with Hybrid(model, cloud, CloudGate(Policy("device-only", deadline_s=5))) as hybrid:
         assert hybrid.run({"x": UNSURE}).source == "device"
     assert cloud.asked == []
 
 
 def test_a_device_too_slow_for_the_deadline_asks_first_and_tries_again_later(model: Model) -> None:
     cloud = FakeCloud(says_high)
-    with Hybrid(model, cloud, Policy(deadline_s=0.5)) as hybrid:
-        hybrid._state = fallback.device_answered(State(), 0.8)
+    with Hybrid(model, cloud, CloudGate(Policy(deadline_s=0.5))) as hybrid:
+        hybrid.device_latency_s = 0.8
         first = hybrid.run({"x": SURE})
         assert (first.source, first.fallback) == ("cloud", "deadline")
         sources = [hybrid.run({"x": SURE}).source for _ in range(40)]
@@ -250,5 +392,5 @@ def test_a_device_too_slow_for_the_deadline_asks_first_and_tries_again_later(mod
 
 
 def test_a_batch_goes_to_the_cloud_as_a_batch(model: Model) -> None:
-    with Hybrid(model, FakeCloud(says_high), Policy("cloud-only", deadline_s=5)) as hybrid:
+    with Hybrid(model, FakeCloud(says_high), CloudGate(Policy("cloud-only", deadline_s=5))) as hybrid:
         assert hybrid.run({"x": samples(4)}).outputs["logits"].shape == logits(samples(4)).shape

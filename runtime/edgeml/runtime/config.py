@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgeml.runtime.backends import PROVIDER_ORDER, EngineOptions, Provider
+from edgeml.runtime.fallback import Mode, Policy
 from edgeml.runtime.setup import Setup
 from edgeml.runtime.window import parse_windows
 from edgeml.wire.errors import ConfigError
@@ -40,7 +41,6 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Protocol = Literal["auto", "5", "3.1.1"]
-Mode = Literal["prefer-device", "prefer-cloud", "device-only", "cloud-only"]
 
 BROKER_SCHEMES: Final = {"mqtt": 1883, "mqtts": 8883}
 
@@ -159,7 +159,19 @@ class FallbackTable(_Table, frozen=True):
     least_score: Share | None = None  # None: what the manifest says
     on_drift: bool = False  # ask about every input while the inputs or the confidence are in alarm
     daily_bytes: Count | None = None
+    daily_cost: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
+    cost_per_call: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # in the unit of `daily_cost`
+    cost_per_megabyte: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # of requests and responses
+    hedge_share: Share = 0.05  # of the calls may be asked once more when they take longer than 19 of 20 did; 0: none
+    redact: str | None = None
     token: str | None = None
+
+    def policy(self) -> Policy:
+        return Policy(
+            mode=self.mode, deadline_s=self.deadline_ms / 1000, least_score=self.least_score, daily_bytes=self.daily_bytes,
+            daily_cost=self.daily_cost, cost_per_call=self.cost_per_call, cost_per_megabyte=self.cost_per_megabyte,
+            hedge_share=self.hedge_share,
+        )  # fmt: skip
 
 
 class LogTable(_Table, frozen=True):

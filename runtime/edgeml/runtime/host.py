@@ -22,8 +22,9 @@ from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import this_board
 from edgeml.runtime.cloud import CloudClient
 from edgeml.runtime.config import AgentConfig, ChallengerTable, FallbackTable, ModelTable
-from edgeml.runtime.fallback import Policy
+from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.golden import self_test
+from edgeml.runtime.hook import load_hook
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
 from edgeml.runtime.journal import STDERR, Journal
@@ -38,7 +39,11 @@ from edgeml.runtime.variants import Arm
 from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
 from edgeml.wire.messages import ShadowCounts, State, Telemetry
 
+SPENT_FILE: Final = "spent.json"  # in the data folder: what the cloud has cost today
 ASYNC_CALLS: Final = 8  # of asyncio applications at once: some wait for the cloud, some make a batch
+
+
+BackedUp = Callable[[Model, Window], Hybrid]  # puts the cloud behind a version
 
 
 class Serving(Leased):
@@ -48,7 +53,7 @@ class Serving(Leased):
         self,
         model: Model,
         path: Path,
-        fallback: FallbackTable | None,
+        backed_up: BackedUp | None,
         now: float,
         *,
         watched: bool = True,
@@ -60,7 +65,7 @@ class Serving(Leased):
         self.window = Window(model.manifest, now, artifact=model.artifact, watched=watched)
         self.runs = 0
         self.errors = 0
-        self._hybrid = None if fallback is None else _hybrid(model, fallback, self.window)
+        self._hybrid = None if backed_up is None else backed_up(model, self.window)
         self._journal = journal
         self._lock = threading.Lock()
 
@@ -120,6 +125,10 @@ class Host:
         self._now = now
         self._serving: dict[str, Serving] = {}
         self._journal = _journal(config)
+        self._gate: CloudGate | None = None
+        self._backed_up: BackedUp | None = None
+        if config.fallback is not None:
+            self._gate, self._backed_up = _cloud(config, config.fallback, now)
         self._prepared: dict[str, Serving] = {}
         self._retired: list[Serving] = []
         self._beside: dict[str, Shadow | Arm] = {}
@@ -243,6 +252,7 @@ class Host:
         )
 
     def windows(self, device: str, session: int, next_seq: Callable[[], int]) -> Iterator[Telemetry]:
+        self._save_spending()
         now = self._now()
         with self._lock:
             drained = [serving for serving in self._retired if serving.is_drained]
@@ -256,12 +266,17 @@ class Host:
 
     def close(self) -> None:
         self.threads.close()
+        self._save_spending()
         for model in list(self._beside):
             self._end_beside(model)
         for model in list(self._serving):
             self._replace(model, None)
         for model in list(self._prepared):
             self._forget_prepared(model)
+
+    def _save_spending(self) -> None:
+        if self._gate is not None:
+            self._gate.save()
 
     def _champion(self, model: str, inputs: Mapping[str, Array], request_id: str | None) -> Result:
         with self._lease(model) as serving:
@@ -347,9 +362,7 @@ class Host:
 
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
         loaded = self._load_model(model, path, self_test=self_test)
-        return Serving(
-            loaded, path, self._config.fallback, self._now(), watched=self._config.telemetry.drift, journal=self._journal
-        )
+        return Serving(loaded, path, self._backed_up, self._now(), watched=self._config.telemetry.drift, journal=self._journal)
 
     def _forget_prepared(self, model: str) -> None:
         self._end_candidate(model)
@@ -369,12 +382,16 @@ def _journal(config: AgentConfig) -> Journal | None:
     return Journal(to, share=table.share, lines_per_s=table.lines_per_s, size_bytes=table.bytes)
 
 
-def _hybrid(model: Model, table: FallbackTable, window: Window) -> Hybrid:
-    cloud = CloudClient(table.url, model.name, model.manifest.signature, token=table.token)
-    policy = Policy(
-        mode=table.mode, deadline_s=table.deadline_ms / 1000, least_score=table.least_score, daily_bytes=table.daily_bytes
-    )
-    return Hybrid(model, cloud, policy, drifting=lambda: table.on_drift and window.is_drifting)
+def _cloud(config: AgentConfig, table: FallbackTable, now: Callable[[], float]) -> tuple[CloudGate, BackedUp]:
+    """The one gate of this device, and what puts a version in front of it."""
+    gate = CloudGate(table.policy(), clock=now, file=config.data / SPENT_FILE)
+    redact = None if table.redact is None else load_hook("[fallback] redact", table.redact, Path(config.folder))
+
+    def backed_up(model: Model, window: Window) -> Hybrid:
+        cloud = CloudClient(table.url, model.name, model.manifest.signature, token=table.token)
+        return Hybrid(model, cloud, gate, drifting=lambda: table.on_drift and window.is_drifting, redact=redact)
+
+    return gate, backed_up
 
 
 def _version() -> str:

@@ -1,9 +1,11 @@
 """A model on the device with a cloud behind it: the policy decides, the device's answer is never late because of the cloud.
 
-    hybrid = Hybrid(model, CloudClient(url, model.name, model.manifest.signature), Policy(deadline_s=0.2))
+    cloud = CloudClient(url, model.name, model.manifest.signature)
+    hybrid = Hybrid(model, cloud, CloudGate(Policy(deadline_s=0.2)))
     result = hybrid.run({"audio": window})      # result.source says who answered, result.fallback why
 
-Cloud calls run in a small pool of threads and are left behind when their time is up.
+Cloud calls run in a small pool of threads and are left behind when their time is up. One that takes longer than most is asked
+once more beside the first, and the first usable answer counts.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,10 +24,13 @@ import numpy as np
 from edgeml.runtime import fallback
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import Answer, TooSlowError
-from edgeml.runtime.fallback import Policy, Reason, State
+from edgeml.runtime.fallback import Reason
+from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.model import Model, Result, new_request_id
 from edgeml.wire.errors import EdgemlError, InputError, LinkError, ServiceError
 from edgeml.wire.manifest import TensorSpec
+
+Redact = Callable[[dict[str, Array]], Mapping[str, Array] | None]
 
 CLOUD_CALLS: Final = 4  # at once; a fifth is refused rather than queued behind slow ones
 _RETRY_SHARE: Final = 0.9  # while the cloud stands in, the latency estimate sinks towards this: the device is tried again
@@ -52,40 +57,33 @@ class Hybrid:
     """Runs a model with a fall-back. Thread-safe; a context manager that closes the cloud's connections, not the model.
 
     Args:
-        model: the device's model; `replace_model` follows a hot swap.
+        model: the device's model.
         cloud: the endpoint.
-        policy: when to ask it.
+        gate: when to ask it.
         drifting: tells whether the inputs have drifted (read before every call).
-        clock: Unix seconds, for the breaker and the daily budget.
+        redact: gets the inputs that would be sent and gives those that may leave the device, or `None` to send nothing. If it
+            raises, or gives what does not fit the signature, nothing leaves.
     """
 
     def __init__(
         self,
         model: Model,
         cloud: Cloud,
-        policy: Policy,
+        gate: CloudGate,
         *,
         drifting: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.time,
+        redact: Redact | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy = gate.policy
+        self.device_latency_s = model.warm_latency_s  # an estimate
         self._model = model
         self._cloud = cloud
+        self._gate = gate
         self._drifting = drifting
-        self._clock = clock
-        self._state = State(device_latency_s=model.warm_latency_s)
-        self._lock = threading.Lock()
+        self._redact = redact
         self._threads = ThreadPoolExecutor(CLOUD_CALLS, thread_name_prefix="edgeml-cloud")
         self._busy = threading.BoundedSemaphore(CLOUD_CALLS)
         self.last_problem: str | None = None  # why the cloud last gave nothing
-
-    @property
-    def state(self) -> State:
-        return self._state
-
-    def replace_model(self, model: Model) -> None:
-        """Answer with another version from the next call on."""
-        self._model = model
 
     def run(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Result:
         """Answer from the device or the cloud, as the policy says.
@@ -120,7 +118,7 @@ class Hybrid:
         self.close()
 
     def _device_first(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result:
-        early = fallback.reason_before(self.policy, self._state)
+        early = fallback.reason_before(self.policy, self.device_latency_s)
         if early is not None:
             answer = self._ask(inputs, identifier, started)
             if isinstance(answer, Result):
@@ -155,8 +153,7 @@ class Hybrid:
         return result
 
     def _fold(self, latency_s: float) -> None:
-        with self._lock:
-            self._state = fallback.device_answered(self._state, latency_s)
+        self.device_latency_s = fallback.folded(self.device_latency_s, latency_s)  # of two at once one may be lost
 
     def _ask(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result | _Failure:
         """The cloud's answer, or why there is none; waits no longer than the policy leaves."""
@@ -166,20 +163,22 @@ class Hybrid:
 
     def _call(self, inputs: Mapping[str, Array], identifier: str, started: float) -> Result | _Failure:
         with_batch, left_out = _with_batch(inputs, self._model)
-        share_s = fallback.cloud_share_s(self._state, self.policy, time.monotonic() - started)
+        shown = self._shown(with_batch)
+        if shown is None:
+            return _Failure("withheld", LinkError("the cloud is not asked: the application keeps these inputs on the device"))
+        share_s = fallback.cloud_share_s(self.policy, self.device_latency_s, time.monotonic() - started)
         if share_s <= 0:
             return _Failure("deadline", TooSlowError("no time is left to ask the cloud"))
         if not self._busy.acquire(blocking=False):
             return _Failure("busy", LinkError(f"{CLOUD_CALLS} calls to the cloud are under way"))
-        size = sum(array.nbytes for array in with_batch.values()) + _HEADER_BYTES
-        with self._lock:
-            self._state, refusal = fallback.may_ask(self._state, self.policy, self._clock(), size)
+        size = sum(array.nbytes for array in shown.values()) + _HEADER_BYTES
+        refusal = self._gate.may_ask(size)
         if refusal is not None:
             self._busy.release()
             return _Failure(refusal, LinkError(f"the cloud is not asked: {refusal.replace('_', ' ')}"))
-        future = self._threads.submit(self._infer, with_batch, identifier, share_s)
+        asked = time.monotonic()
         try:
-            answer = future.result(timeout=share_s)
+            answer = self._first_of_two(shown, identifier, size, asked + share_s)
         except FutureTimeoutError:
             return self._failed("deadline", TooSlowError(f"the cloud did not answer within {share_s:.3f} s"))
         except TooSlowError as error:
@@ -188,7 +187,46 @@ class Hybrid:
             return self._failed("unreachable", error)
         except ServiceError as error:
             return self._failed("refused", error)
-        return self._result(answer, identifier, started, left_out=left_out)
+        return self._result(answer, identifier, started, asked, left_out=left_out)
+
+    def _shown(self, inputs: dict[str, Array]) -> Mapping[str, Array] | None:
+        """What may leave the device, if anything may."""
+        if self._redact is None:
+            return inputs
+        try:
+            shown = self._redact(inputs)
+            if shown is not None:
+                self._model.session.check(shown)
+        except Exception:  # noqa: BLE001 - the application's code: whatever it raises, the inputs stay here
+            return None
+        return shown
+
+    def _first_of_two(self, inputs: Mapping[str, Array], identifier: str, size: int, ends: float) -> Answer:
+        """The answer to a call that may be hedged; a slot is taken for the first already.
+
+        Raises:
+            FutureTimeoutError: there was none in time.
+            LinkError, ServiceError: no call brought a usable one.
+        """
+        calls = {self._submit(inputs, identifier, ends)}
+        patience_s = self._gate.hedge_after_s()
+        if patience_s is not None and patience_s < ends - time.monotonic():
+            wait(calls, timeout=patience_s)
+            if not any(call.done() for call in calls) and self._busy.acquire(blocking=False):
+                if self._gate.may_hedge(size):
+                    calls.add(self._submit(inputs, identifier, ends))
+                else:
+                    self._busy.release()
+        while True:
+            done, calls = wait(calls, timeout=max(0.0, ends - time.monotonic()), return_when=FIRST_COMPLETED)
+            if not done:
+                raise FutureTimeoutError
+            answered = [call for call in done if call.exception() is None]
+            if answered or not calls:
+                return (answered or [*done])[0].result()
+
+    def _submit(self, inputs: Mapping[str, Array], identifier: str, ends: float) -> Future[Answer]:
+        return self._threads.submit(self._infer, inputs, identifier, max(0.001, ends - time.monotonic()))
 
     def _infer(self, inputs: Mapping[str, Array], identifier: str, share_s: float) -> Answer:
         try:
@@ -197,11 +235,10 @@ class Hybrid:
             self._busy.release()
 
     def _failed(self, word: str, error: EdgemlError) -> _Failure:
-        with self._lock:
-            self._state = fallback.failed(self._state, self.policy, self._clock())
+        self._gate.failed()
         return _Failure(word, error)
 
-    def _result(self, answer: Answer, identifier: str, started: float, *, left_out: bool) -> Result | _Failure:
+    def _result(self, answer: Answer, identifier: str, started: float, asked: float, *, left_out: bool) -> Result | _Failure:
         signature = self._model.manifest.signature
         batched = {spec.name for spec in signature.outputs if spec.has_batch}
         outputs = {name: a[0] if left_out and name in batched else a for name, a in answer.outputs.items()}
@@ -209,9 +246,9 @@ class Hybrid:
             index, label, score = self._model.read(outputs)
         except EdgemlError as error:
             return self._failed("refused", error)
-        with self._lock:
-            self._state = fallback.succeeded(self._state, answer.received_bytes)
-        latency_s = time.monotonic() - started
+        now = time.monotonic()
+        self._gate.succeeded(answer.received_bytes, now - asked)
+        latency_s = now - started
         return Result(outputs, label, index, score, "cloud", latency_s, answer.model, answer.version, identifier)
 
 
