@@ -108,3 +108,8 @@ def opener(format: Format) -> OpenBackend:  # noqa: A002 - the field's word
     from edgeml.runtime.backends.coreml import open_coreml
 
     return open_coreml
+
+
+def one_line(error: Exception) -> str:
+    """What an engine said, without the line breaks it likes."""
+    return " ".join(str(error).split())

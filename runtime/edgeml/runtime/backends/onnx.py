@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml.runtime.backends import Array, Backend, EngineOptions, Provider, RawTensor
+from edgeml.runtime.backends import Array, Backend, EngineOptions, Provider, RawTensor, one_line
 from edgeml.wire.errors import EngineError, MissingExtraError, ModelError, UnsupportedError
 
 ENGINE: Final = "onnxruntime"
@@ -75,7 +75,7 @@ class OnnxBackend:
         try:
             answer: list[Array] = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
         except Exception as error:  # the engine raises classes of its own, straight under Exception
-            raise EngineError(f"ONNX Runtime failed: {error}") from error
+            raise EngineError(f"ONNX Runtime failed: {one_line(error)}") from error
         return answer
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ def open_onnx(model: bytes, options: EngineOptions) -> Backend:
     try:
         session = onnxruntime.InferenceSession(model, _settings(onnxruntime, model, options), providers=named)
     except Exception as error:  # the engine raises classes of its own, straight under Exception
-        message = str(error)
+        message = one_line(error)
         if any(word in message for word in _NOT_A_MODEL):
             raise ModelError(f"not an ONNX model: {message}") from error
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {message}") from error

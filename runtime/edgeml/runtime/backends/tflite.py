@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
+from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor, one_line
 from edgeml.wire.errors import EngineError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import Quantization
 
@@ -63,7 +63,7 @@ class TfliteBackend:
             interpreter.invoke()
             return [interpreter.get_tensor(index) for index in self._output_indices]
         except (ValueError, RuntimeError, TypeError) as error:
-            raise EngineError(f"LiteRT failed: {error}") from error
+            raise EngineError(f"LiteRT failed: {one_line(error)}") from error
 
     def close(self) -> None:
         self._interpreter = None
@@ -97,10 +97,10 @@ def open_tflite(model: bytes, options: EngineOptions) -> Backend:
             interpreter.allocate_tensors()
     except ValueError as error:
         if "Flatbuffer" in str(error):
-            raise ModelError(f"not a TFLite model: {error}", hint="the file is truncated or damaged") from error
-        raise EngineError(f"LiteRT {version} refuses the model: {error}") from error
+            raise ModelError(f"not a TFLite model: {one_line(error)}", hint="the file is truncated or damaged") from error
+        raise EngineError(f"LiteRT {version} refuses the model: {one_line(error)}") from error
     except (RuntimeError, NotImplementedError) as error:
-        raise EngineError(f"LiteRT {version} refuses the model: {error}") from error
+        raise EngineError(f"LiteRT {version} refuses the model: {one_line(error)}") from error
     return TfliteBackend(interpreter, model, version)
 
 
