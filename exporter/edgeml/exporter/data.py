@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Signature, TensorSpec
 
 DRAWN: Final = 64  # samples of noise when none are given
+DRAWN_LIMIT_BYTES: Final = 1 << 30  # of them, for one input
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,13 @@ def _draw(spec: TensorSpec, seed: int) -> Array:
     if free:
         raise PlanError(f"input {spec.name!r} has free axes {', '.join(map(repr, free))}", hint="give samples with --eval")
     shape = (DRAWN, *(size for size in sample if isinstance(size, int)))
+    if (size := math.prod(shape) * np.dtype(spec.dtype).itemsize) > DRAWN_LIMIT_BYTES:
+        raise PlanError(
+            f"{DRAWN} samples of noise for input {spec.name!r}",
+            expected=f"at most {DRAWN_LIMIT_BYTES:,} bytes",
+            got=f"{size:,}",
+            hint="give samples with --eval",
+        )
     generator = np.random.default_rng(seed)
     if np.dtype(spec.dtype).kind == "f":
         return generator.uniform(0.0, 1.0, shape).astype(spec.dtype)

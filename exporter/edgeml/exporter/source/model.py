@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edgeml.runtime.backends import Array
-from edgeml.wire.errors import ModelError, PlanError
+from edgeml.wire.errors import ModelError, PlanError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Count, Precision, Sha256, Signature, TensorSpec
 
 Kind = Literal[
@@ -37,6 +37,7 @@ WHOLE: Final[frozenset[Kind]] = frozenset({"keras-h5", "keras", "savedmodel", "t
 """Kinds whose file or folder holds all there is to the model."""
 DEFAULT_SIGNATURE: Final = "serving_default"
 CHUNK_BYTES: Final = 1 << 20
+SAMPLE_LIMIT_BYTES: Final = 1 << 30  # of one tensor; the worker that would make it may take eight times that
 
 
 class SourceRef(msgspec.Struct, frozen=True):
@@ -164,6 +165,27 @@ def fingerprint(ref: SourceRef) -> dict[str, object] | None:
     example = identity(Path(ref.example))[0] if ref.example is not None and ref.family == "torch" else None
     told = {"kind": ref.kind, "trust": ref.trust, "seed": ref.seed, "example": example, "signature": ref.signature}
     return {**told, "source": identity(Path(ref.path))}
+
+
+def check_signature(signature: Signature) -> None:
+    """Refuse a contract that no bundle can keep.
+
+    Raises:
+        ModelError: two inputs or two outputs of one name.
+        UnsupportedError: a tensor without elements, or of more than any device holds.
+    """
+    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if names(specs).count(spec.name) > 1:
+                raise ModelError(f"two {side}s are called {spec.name!r}", hint="give each a name of its own")
+            fixed = [size for size in spec.shape if isinstance(size, int)]
+            if any(size < 1 for size in fixed):
+                raise UnsupportedError(f"{side} {spec.name!r} has no elements", got=f"shape {spec.shape}")
+            size = math.prod(fixed) * np.dtype(spec.dtype).itemsize
+            if size > SAMPLE_LIMIT_BYTES:
+                raise UnsupportedError(
+                    f"{side} {spec.name!r} of one sample", expected=f"at most {SAMPLE_LIMIT_BYTES:,} bytes", got=f"{size:,}"
+                )
 
 
 def refuse_non_finite(weights: Iterable[tuple[str, Array]]) -> None:

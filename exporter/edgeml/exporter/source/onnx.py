@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +27,7 @@ from edgeml.exporter.source.model import (
     stack_ones,
     write_arrays,
 )
+from edgeml.exporter.source.onnx_checks import check_operators, check_sizes, check_versions, take_in_external
 from edgeml.exporter.source.torch import TorchModel
 from edgeml.runtime.backends import EngineOptions, opener
 from edgeml.wire.canonical import sha256_hex
@@ -73,15 +73,21 @@ def load(source: SourceRef) -> OnnxModel:
         raise ModelError(f"{path.name!r} is not an ONNX model: truncated or damaged", hint="fetch or save it again") from error
     if not proto.graph.node:
         raise ModelError(f"{path.name!r} holds no graph", hint="fetch or save it again")
-    _take_in_external(onnx, proto, path.parent)
     try:
-        _check_sizes(onnx, proto)
+        check_versions(onnx, proto)
+        take_in_external(onnx, proto, path.parent)
+        check_operators(onnx, proto)
+        check_sizes(onnx, proto)
         onnx.checker.check_model(proto)
         refuse_non_finite((t.name, onnx.numpy_helper.to_array(t)) for t in proto.graph.initializer)
+        return _described(onnx, proto, path)
     except EdgemlError:
         raise
     except Exception as error:
         raise ModelError(f"{path.name!r} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
+
+
+def _described(onnx: Any, proto: Any, path: Path) -> OnnxModel:
     known = {tensor.name for tensor in proto.graph.initializer}
     inputs = tuple(_spec(onnx, value) for value in proto.graph.input if value.name not in known)
     if not inputs:
@@ -90,55 +96,17 @@ def load(source: SourceRef) -> OnnxModel:
     return OnnxModel(stack_ones(signature), proto, batched(signature))
 
 
-def _take_in_external(onnx: Any, proto: Any, folder: Path) -> None:
-    """Read tensors kept in other files, if those lie beside the model."""
-    root = folder.resolve()
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # noqa: SLF001 - the library offers no public walk
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        name = PurePosixPath(place.get("location", ""))
-        target = root / name
-        if name.is_absolute() or ".." in name.parts or target.is_symlink() or not target.resolve().is_relative_to(root):
-            raise ModelError(f"tensor {tensor.name!r} lies outside the model's folder", got=repr(str(name)), hint="refused")
-        if not target.is_file():
-            raise ModelError(
-                f"tensor {tensor.name!r} is in a file that is missing: {str(name)!r}", hint="copy it beside the model"
-            )
-        if int(place.get("offset", 0)) + int(place.get("length", 0)) > target.stat().st_size:
-            raise ModelError(f"tensor {tensor.name!r} reaches beyond {str(name)!r}", hint="the file is truncated")
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(root))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def _check_sizes(onnx: Any, proto: Any) -> None:
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # noqa: SLF001 - as above
-        if not tensor.HasField("raw_data"):
-            continue
-        if any(axis < 0 for axis in tensor.dims):
-            raise ModelError(f"tensor {tensor.name!r} has a negative size")
-        bits = (
-            4 if tensor.data_type in _HALF_BYTES(onnx) else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        )
-        want = (math.prod(tensor.dims) * bits + 7) // 8
-        if want != len(tensor.raw_data):
-            raise ModelError(f"tensor {tensor.name!r}", expected=f"{want} bytes", got=str(len(tensor.raw_data)))
-
-
-def _HALF_BYTES(onnx: Any) -> set[int]:  # noqa: N802 - a constant that needs the library
-    return {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
-
-
 def _spec(onnx: Any, value: Any) -> TensorSpec:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedError(f"{value.name!r} is not a tensor", hint="export the model without sequences and maps")
+    if isinstance(value.name, bytes):  # what protobuf gives where it cannot decode
+        raise ModelError(f"the name {value.name!r} is not UTF-8", hint="name it in plain letters")
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     if not tensor.HasField("shape"):
         raise UnsupportedError(f"{value.name!r} has no declared shape", hint="run onnx.shape_inference first")
     sizes: list[int | str] = [
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or f"{value.name}_{axis}")
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or f"{value.name}_{axis}")
         for axis, dim in enumerate(tensor.shape.dim)
     ]
     try:
@@ -226,7 +194,7 @@ def _labels(metadata: dict[str, str]) -> tuple[str, ...]:
     for key in LABEL_KEYS:
         try:
             value = json.loads(metadata.get(key, ""))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, list):
             return tuple(map(str, value))
