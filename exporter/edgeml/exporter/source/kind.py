@@ -8,6 +8,7 @@ from typing import Final
 
 from edgeml.exporter.source.archive import file_names
 from edgeml.exporter.source.model import Kind, SourceRef
+from edgeml.exporter.source.saved_files import check_folder
 from edgeml.wire.errors import EdgemlError, ModelError, PlanError
 
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
@@ -105,6 +106,7 @@ def pickle_refusal(path: Path) -> ModelError:
 
 def _folder_kind(path: Path) -> Kind:
     if (path / "saved_model.pb").is_file():
+        check_folder(path)
         return "savedmodel"
     raise ModelError(f"folder {str(path)!r} is not a SavedModel", expected="saved_model.pb in it", got="none")
 

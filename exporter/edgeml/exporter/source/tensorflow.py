@@ -19,6 +19,8 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.extras import missing
+from edgeml.exporter.source.archive import read_text
+from edgeml.exporter.source.keras_code import check_config, check_weights
 from edgeml.exporter.source.model import (
     SourceModel,
     SourceRef,
@@ -33,15 +35,13 @@ from edgeml.exporter.source.model import (
     stack_ones,
     write_arrays,
 )
+from edgeml.exporter.source.saved_files import check_graphs
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
 
 CHUNK: Final = 64  # samples a call of the reference
-CODE_LAYERS: Final = frozenset({"Lambda", "TFOpLambdaCode"})
-TOUCHES_MACHINE: Final = frozenset(
-    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "ReadFileV2", "PrintV2"}
-)
+WEIGHTS: Final = "model.weights.h5"  # in a .keras file
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,11 @@ def load(source: SourceRef) -> TfModel:
         UnsupportedError: a layer or form that cannot be loaded.
     """
     try:
-        written_by = "" if source.kind == "savedmodel" else _keras_version(source)
+        written_by = ""
+        if source.kind == "savedmodel":
+            check_graphs(Path(source.path), trust=source.trust)
+        else:
+            written_by = _keras_version(source)
         tf = _tensorflow()
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -98,10 +102,8 @@ def _unreadable(source: SourceRef, error: Exception) -> EdgemlError:
 def _keras_version(source: SourceRef) -> str:
     """The Keras that wrote a file, which must hold no code; found in a second, before any framework is imported."""
     config, written_by = _keras_config(source)
-    if not source.trust and (layers := _code_layers(config)):
-        raise ModelError(
-            f"layer {layers[0]!r} is a Lambda: loading it runs code from the file", hint="pass --trust if you wrote the file"
-        )
+    if not source.trust:
+        check_config(config)
     return written_by
 
 
@@ -132,13 +134,17 @@ def _load_keras(source: SourceRef, written_by: str) -> TfModel:
 
 def _keras_config(source: SourceRef) -> tuple[dict[str, Any], str]:
     """(architecture, Keras version) without running anything from the file."""
-    if source.kind == "keras":
-        with zipfile.ZipFile(source.path) as archive:
-            written_by = json.loads(archive.read("metadata.json")).get("keras_version", "3")
-            return json.loads(archive.read("config.json")), str(written_by)
     import h5py
 
+    if source.kind == "keras":
+        with zipfile.ZipFile(source.path) as archive:
+            written_by = json.loads(read_text(archive, "metadata.json")).get("keras_version", "3")
+            if WEIGHTS in archive.namelist():
+                with archive.open(WEIGHTS) as weights, h5py.File(weights, "r") as file:
+                    check_weights(file)
+            return json.loads(read_text(archive, "config.json")), str(written_by)
     with h5py.File(source.path, "r") as file:
+        check_weights(file)
         text = file.attrs.get("model_config")
         if text is None:
             raise ModelError(
@@ -146,18 +152,6 @@ def _keras_config(source: SourceRef) -> tuple[dict[str, Any], str]:
                 hint="save the whole model: model.save(...)",
             )
         return json.loads(text), str(file.attrs.get("keras_version", "2"))
-
-
-def _code_layers(config: object) -> list[str]:
-    """Names of layers whose configuration carries code."""
-    if isinstance(config, list):
-        return [name for item in config for name in _code_layers(item)]
-    if not isinstance(config, dict):
-        return []
-    own: list[str] = []
-    if config.get("class_name") in CODE_LAYERS:
-        own = [str((config.get("config") or {}).get("name", "lambda"))]
-    return own + [name for value in config.values() for name in _code_layers(value)]
 
 
 def _load_saved(source: SourceRef) -> TfModel:
@@ -170,8 +164,6 @@ def _load_saved(source: SourceRef) -> TfModel:
             "a SavedModel without a signature", hint="save it with tf.saved_model.save(model, folder, signatures=…)"
         )
     function = signatures[name]
-    if not source.trust and (touching := _machine_ops(function)):
-        raise ModelError(f"operator {touching!r} reads files or runs code", hint="pass --trust if you made the model")
     _, named = function.structured_input_signature
     inputs = tuple(_spec(key, spec.shape, spec.dtype) for key, spec in named.items())
     outputs = tuple(_spec(key, spec.shape, spec.dtype) for key, spec in function.structured_outputs.items())
@@ -186,12 +178,6 @@ def _load_saved(source: SourceRef) -> TfModel:
     weights = tuple((variable.name, np.asarray(variable.numpy())) for variable in function.variables)
     notes = (f"Signature {name!r} of {', '.join(map(repr, sorted(signatures)))}.",) if len(signatures) > 1 else ()
     return TfModel(stack_ones(signature), call, weights, any_batch, notes)
-
-
-def _machine_ops(function: Any) -> str | None:
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
-    return next((node.op for node in nodes if node.op in TOUCHES_MACHINE), None)
 
 
 def _plain(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from edgeml.exporter.source.model import (
     stack_ones,
     write_arrays,
 )
+from edgeml.exporter.source.pt2_code import SAFE_PICKLES, check_pt2
 from edgeml.runtime.backends import Array
 from edgeml.wire.canonical import encode_json, sha256_hex
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, PlanError, UnsupportedError
@@ -77,13 +79,17 @@ def load(source: SourceRef) -> TorchModel:
         ModelError: damaged, raising, or it would run code and is not trusted.
         PlanError: nothing says what shape the inputs have.
     """
-    torch = _torch()
-    torch.manual_seed(source.seed)
     if source.kind == "onnx":
+        _torch().manual_seed(source.seed)
         from edgeml.exporter.source.onnx import as_module
 
         return as_module(source)
     try:
+        if source.kind == "torch-pt2" and not source.trust:
+            check_pt2(Path(source.path))
+            os.environ.update(SAFE_PICKLES)  # of this worker, which has no other source
+        torch = _torch()
+        torch.manual_seed(source.seed)
         module, examples = _open(torch, source)
         refuse_non_finite(_weights(module))
         return describe_module(module, examples)
@@ -269,9 +275,12 @@ def _spec(name: str, tensor: Any, *, stacks: bool) -> TensorSpec:
 
 def describe(source: dict[str, Any]) -> Any:
     """Job: `SourceModel` of a `SourceRef`. A factory's identity is its file together with the weights it loads."""
-    torch = _torch()
-    ref, known = msgspec.convert(source, SourceRef), set(sys.modules)
+    ref = msgspec.convert(source, SourceRef)
+    if ref.kind == "torch":
+        _torch()  # what it imports is not the factory's
+    known = set(sys.modules)
     model = load(ref)
+    torch = _torch()
     digest, size = identity(Path(ref.path))
     whole = digest
     if ref.kind == "torch":
