@@ -47,6 +47,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     repair_time: Annotated[
         float, typer.Option(help="Seconds to look for the fewest layers to leave float where a budget is missed; 0: do not.")
     ] = REPAIR_TIME_S,
+    memory_limit: Annotated[float, typer.Option(help="GiB of memory that one conversion or run may take.")] = 8.0,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     defer: Annotated[
         str | None, typer.Option(help="What device and cloud are to reach together: accuracy=0.98,offload=0.10.")
@@ -60,7 +61,8 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        cache=not no_cache, ranges=ranges, signature=signature, metric=metric, repair_time_s=repair_time, defer=defer,
+        memory_limit_gib=memory_limit, cache=not no_cache, ranges=ranges, signature=signature, metric=metric,
+        repair_time_s=repair_time, defer=defer,
     )  # fmt: skip
     try:
         exported = _export(plan, json=json)

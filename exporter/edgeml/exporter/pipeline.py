@@ -33,9 +33,9 @@ from edgeml.exporter.reference import make_reference
 from edgeml.exporter.report.structs import Report, Stage, verdict_of
 from edgeml.exporter.report.write import write_report
 from edgeml.exporter.source import SourceModel, SourceRef, locate
-from edgeml.exporter.source.model import fingerprint, names, read_arrays, write_arrays
+from edgeml.exporter.source.model import check_signature, fingerprint, names, read_arrays, write_arrays
 from edgeml.exporter.step import Step
-from edgeml.exporter.worker import Worker
+from edgeml.exporter.worker import Limits, Worker
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, EnvironmentProblem, ParityError, PlanError
 from edgeml.wire.manifest import SCHEMA, Format, Manifest, PostProcessing, Precision, SourceFile
@@ -101,11 +101,9 @@ class _Run:
             plan.source, trust=plan.trust, example=str(example) if example else None, seed=plan.seed, signature=plan.signature
         )
         require(self.ref.family, plan.formats, plan.precisions)
-        self.source = stack.enter_context(_source_worker(self.ref, folder, plan.time_limit_s))
+        self.source = stack.enter_context(_source_worker(self.ref, folder, plan))
         self.judges = {
-            format_: stack.enter_context(
-                Worker(format_, folder, blocked=("tensorflow", "tf_keras"), time_limit_s=plan.time_limit_s)
-            )
+            format_: stack.enter_context(Worker(format_, folder, blocked=("tensorflow", "tf_keras"), **_limits(plan)))
             for format_ in plan.formats
         }
         self.lanes = ThreadPoolExecutor(len(plan.formats))
@@ -121,6 +119,7 @@ class _Run:
                 source=msgspec.to_builtins(self.ref),
             )  # fmt: skip
             model = msgspec.convert(described, SourceModel)
+            check_signature(model.signature)
             step.note = f"{model.kind}, {model.bytes:,} bytes{from_cache(kept)}"
         if not kept and set(self.plan.precisions) != {"fp32"}:
             for format_, worker in self.judges.items():
@@ -326,12 +325,16 @@ class _Run:
         return Step(name, self.progress, self.stages)
 
 
-def _source_worker(ref: SourceRef, folder: Path, time_limit_s: float) -> Worker:
+def _limits(plan: ExportPlan) -> Limits:
+    return {"time_limit_s": plan.time_limit_s, "memory_limit_bytes": int(plan.memory_limit_gib * (1 << 30))}
+
+
+def _source_worker(ref: SourceRef, folder: Path, plan: ExportPlan) -> Worker:
     legacy = ref.kind in {"keras-h5", "savedmodel"}
     # coremltools imports every framework it finds: seconds for one that the source does not need. TFLite needs both.
     blocked = {"tensorflow": ("torch",), "tflite": ()}.get(ref.family, ("tensorflow", "tf_keras", "keras"))
     environment = {"TF_USE_LEGACY_KERAS": "1"} if legacy else {}
-    return Worker("source", folder, environment=environment, blocked=blocked, time_limit_s=time_limit_s)
+    return Worker("source", folder, environment=environment, blocked=blocked, **_limits(plan))
 
 
 def _warm(worker: Worker, what: str, format_: Format) -> None:

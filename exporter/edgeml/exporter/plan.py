@@ -67,6 +67,7 @@ class ExportPlan:
     seed: int = 0
     trust: bool = False
     time_limit_s: float = 600.0
+    memory_limit_gib: float = 8.0  # four times the largest converter measured, with TensorFlow and torch in one process
     cache: bool = True
     signature: str | None = None
     metric: Metric = AUTO
@@ -121,6 +122,7 @@ def make_plan(
     seed: int = 0,
     trust: bool = False,
     time_limit_s: float = 600.0,
+    memory_limit_gib: float = 8.0,
     cache: bool = True,
     signature: str | None = None,
     metric: str = "auto",
@@ -146,8 +148,7 @@ def make_plan(
         refuse_uncalibrated(formats, precisions)
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
-    if time_limit_s <= 0:
-        raise PlanError("--time-limit", expected="more than 0 s", got=f"{time_limit_s:g}")
+    _check_limits(time_limit_s, memory_limit_gib)
     if not repair_time_s >= 0:
         raise PlanError("--repair-time", expected="0 s (no search) or more", got=f"{repair_time_s:g}")
     if seed < 0:
@@ -178,6 +179,7 @@ def make_plan(
         seed=seed,
         trust=trust,
         time_limit_s=time_limit_s,
+        memory_limit_gib=memory_limit_gib,
         cache=cache,
         signature=signature,
         metric=measure,
@@ -208,6 +210,13 @@ def _goal(text: str | None, evaluation: Path | str | None) -> DeferGoal | None:
     if evaluation is None:
         raise PlanError("--defer needs samples that no range was measured on", hint="give --eval FILE.npz with labels in 'y'")
     return DeferGoal(**shares)
+
+
+def _check_limits(time_s: float, memory_gib: float) -> None:
+    if not time_s > 0:
+        raise PlanError("--time-limit", expected="more than 0 s", got=f"{time_s:g}")
+    if not memory_gib > 0:
+        raise PlanError("--memory-limit", expected="more than 0 GiB", got=f"{memory_gib:g}")
 
 
 def _choices(option: str, text: str, allowed: tuple[Choice, ...]) -> tuple[Choice, ...]:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, ClassVar, Final, Self
+from typing import IO, Any, ClassVar, Final, Self, TypedDict
 
 from edgeml.exporter.extras import missing
 from edgeml.exporter.lifeline import die_with
@@ -33,7 +33,7 @@ from edgeml.wire import errors
 from edgeml.wire.errors import EdgemlError, MissingExtraError, WorkerError
 
 TIME_LIMIT_S: Final = 600.0
-MEMORY_LIMIT_BYTES: Final = 8 << 30  # four times the largest converter measured, with TensorFlow and torch in one process
+MEMORY_LIMIT_BYTES: Final = 8 << 30
 POLL_S: Final = 0.1  # how often a running job's time and memory are looked at
 TAIL_LINES: Final = 4
 TAIL_CHARACTERS: Final = 600
@@ -49,6 +49,13 @@ QUIET: Final[Mapping[str, str]] = {
     "KMP_WARNINGS": "0",
 }
 BLOCK: Final = "EDGEML_WORKER_BLOCK"  # comma-separated packages the child must not import
+
+
+class Limits(TypedDict):
+    """What one job of a worker may take."""
+
+    time_limit_s: float
+    memory_limit_bytes: int
 
 
 class Worker:
@@ -161,6 +168,7 @@ class Worker:
                     f"{_short(job)} in the {self.name} worker took too much memory",
                     expected=f"at most {self._memory_limit_bytes >> 20} MiB",
                     got=f"{rss >> 20} MiB",
+                    hint="raise --memory-limit if this machine has more",
                 )
             if time.monotonic() > deadline:
                 self._end()
