@@ -35,6 +35,11 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{_ALIAS}.{name}")
 
 
+def new_model() -> Any:
+    """An empty `CoreML.Specification.Model`."""
+    return _module("Model_pb2").Model()
+
+
 def parse_model(data: bytes) -> Any:
     """The `CoreML.Specification.Model` message in `data`.
 
@@ -43,7 +48,7 @@ def parse_model(data: bytes) -> Any:
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no annotations
 
-    model = _module("Model_pb2").Model()
+    model = new_model()
     try:
         model.ParseFromString(data)
     except (DecodeError, RecursionError) as error:
