@@ -34,7 +34,7 @@ PART: Final = ".part"
 DIGEST_BYTES: Final = 64
 LIBRARIES: Final = (
     "ai-edge-litert", "ai-edge-quantizer", "coremltools", "edgeml-toolkit", "keras", "litert-torch", "numpy", "onnx",
-    "onnxruntime", "onnxscript", "onnxslim", "scipy", "tensorflow", "tensorflow-cpu", "tf2onnx",
+    "onnxruntime", "onnxscript", "onnxslim", "scikit-learn", "scipy", "skl2onnx", "tensorflow", "tensorflow-cpu", "tf2onnx",
     "tf_keras", "torch",
 )  # fmt: skip
 

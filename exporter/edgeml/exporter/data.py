@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,15 +29,16 @@ class Data:
     notes: tuple[str, ...] = ()
 
 
-def read_data(plan: ExportPlan, signature: Signature) -> Data:
-    """Load what the plan names.
+def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = ()) -> Data:
+    """Load what the plan names. Labels that are among `classes` become their positions there.
 
     Raises:
         PlanError: a file that does not fit the model.
     """
     own = plan.metric.kind == "call"  # a function takes what labels it likes
-    calibration = load_samples(plan.calib, signature, any_labels=own) if plan.calib else None
-    evaluation = load_samples(plan.evaluation, signature, any_labels=own) if plan.evaluation else None
+    numbers = () if own else classes
+    calibration = _numbered(load_samples(plan.calib, signature, any_labels=own), numbers) if plan.calib else None
+    evaluation = _numbered(load_samples(plan.evaluation, signature, any_labels=own), numbers) if plan.evaluation else None
     if evaluation is not None:
         notes: tuple[str, ...] = ()
         if calibration is not None and (shared := evaluation.overlap(calibration)):
@@ -46,6 +48,23 @@ def read_data(plan: ExportPlan, signature: Signature) -> Data:
         return Data(calibration, calibration, None, ("Judged on the calibration samples: no evaluation samples were given.",))
     noise = make_samples({spec.name: _draw(spec, plan.seed + index) for index, spec in enumerate(signature.inputs)})
     return Data(noise, None, None, (f"Judged on {DRAWN} samples of noise: no samples were given.",))
+
+
+def _numbered(samples: Samples, classes: Sequence[int]) -> Samples:
+    """Labels as positions in `classes`.
+
+    Raises:
+        PlanError: a label that is none of them.
+    """
+    labels = samples.labels
+    if not classes or labels is None or labels.dtype.kind != "i":
+        return samples
+    if unknown := sorted(set(labels.tolist()) - set(classes)):
+        raise PlanError(
+            f"label {unknown[0]} in 'y' is no class of the model", expected=f"some of {list(classes)}", got=str(unknown)
+        )
+    places = {number: place for place, number in enumerate(classes)}
+    return make_samples(samples.inputs, np.array([places[label] for label in labels.tolist()], np.int64))
 
 
 def _draw(spec: TensorSpec, seed: int) -> Array:

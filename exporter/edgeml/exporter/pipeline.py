@@ -75,7 +75,7 @@ def export(plan: ExportPlan, progress: Progress | None = None, *, command: str =
         with ExitStack() as stack:
             run = _Run(plan, stack.enter_context(work_folder()), progress or Silent(), stack)
             model = run.read_source()
-            data = read_data(plan, model.signature)
+            data = read_data(plan, model.signature, model.classes)
             subject = run.subject(model, data, run.reference(model, data))
             made = run.artifacts(subject.trial)
             return run.write(subject, made, run.manifest(subject, made), command)

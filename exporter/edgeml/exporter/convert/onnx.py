@@ -93,6 +93,21 @@ def from_onnx(source: dict[str, Any], out: str) -> list[str]:
     return []
 
 
+def from_sklearn(source: dict[str, Any], out: str) -> list[str]:
+    """Job: write the ONNX of a scikit-learn source; gives notes."""
+    from edgeml.exporter.convert.sklearn import to_onnx
+    from edgeml.exporter.source.sklearn import load
+    from edgeml.exporter.source.sklearn_layers import has_torch
+
+    model = load(msgspec.convert(source, SourceRef))
+    if has_torch(model.estimator, model.method):
+        return from_torch(source, out)
+    proto = to_onnx(model)
+    settle(proto.graph)
+    Path(out).write_bytes(canonical(proto, model.signature, positional=True))
+    return []
+
+
 def from_tflite(source: dict[str, Any], out: str) -> list[str]:
     """Job: write the ONNX of a TFLite source; gives notes."""
     from edgeml.exporter.source.tflite import load

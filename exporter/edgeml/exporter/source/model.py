@@ -64,7 +64,8 @@ class SourceModel(msgspec.Struct, frozen=True):
     """A source that was loaded once: its contract and identity. `notes` is for the report, `metadata` came with the file.
 
     `fingerprint` is a digest of all that its conversion depends on: code and files beside the source too. `stored` is the
-    precision of the source's own tensors: a quantized file has no other one.
+    precision of the source's own tensors: a quantized file has no other one. `classes` are a classifier's class numbers, in
+    order of its scores, where they do not simply count from 0.
     """
 
     kind: Kind
@@ -77,6 +78,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
     stored: Precision = "fp32"
+    classes: tuple[int, ...] = ()
 
 
 def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:

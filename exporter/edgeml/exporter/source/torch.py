@@ -7,7 +7,6 @@ samples given for calibration. Axis 0 is a batch only if running with two and wi
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import os
 import sys
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.extras import missing
+from edgeml.exporter.source.factory import build, is_estimator
 from edgeml.exporter.source.kind import pickle_refusal
 from edgeml.exporter.source.model import (
     SourceModel,
@@ -84,6 +84,10 @@ def load(source: SourceRef) -> TorchModel:
         from edgeml.exporter.source.onnx import as_module
 
         return as_module(source)
+    if source.family == "sklearn":
+        from edgeml.exporter.source import sklearn
+
+        return sklearn.as_module(source)
     try:
         if source.kind == "torch-pt2" and not source.trust:
             check_pt2(Path(source.path))
@@ -130,20 +134,11 @@ def _what(torch: Any, found: Any) -> str:
 
 
 def _from_factory(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
-    path = Path(source.path).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"  # noqa: PT018 - one fact, two halves
-    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
-    code = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = code
-    spec.loader.exec_module(code)
-    factory = code.__dict__.get(source.factory or "")
-    if not callable(factory):
-        raise ModelError(f"{path.name!r} has no function {source.factory!r}")
-    made = factory()
+    made = build(source)
     module, examples = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"{source.factory!r} built the wrong thing", expected="a torch.nn.Module", got=type(module).__name__)
+        expected = "a torch.nn.Module or a scikit-learn estimator"
+        raise ModelError(f"{source.factory!r} built the wrong thing", expected=expected, got=type(module).__name__)
     module = module.eval()
     if examples is None:
         return module, _examples_from(torch, module, source)
@@ -279,6 +274,10 @@ def describe(source: dict[str, Any]) -> Any:
     if ref.kind == "torch":
         _torch()  # what it imports is not the factory's
     known = set(sys.modules)
+    if ref.kind == "torch" and is_estimator(_built(ref)):
+        from edgeml.exporter.source import sklearn
+
+        return sklearn.describe(msgspec.to_builtins(msgspec.structs.replace(ref, kind="sklearn-py")))
     model = load(ref)
     torch = _torch()
     digest, size = identity(Path(ref.path))
@@ -290,6 +289,15 @@ def describe(source: dict[str, Any]) -> Any:
         whole = sha256_hex(encode_json([digest, unsaved, _code(set(sys.modules) - known)]))
     described = SourceModel(ref.kind, model.signature, digest, size, libraries={"torch": version("torch")}, fingerprint=whole)
     return msgspec.to_builtins(described)
+
+
+def _built(source: SourceRef) -> Any:
+    """What the factory gives, without the examples it may give too; `None` if it fails, which `load` reports."""
+    try:
+        made = build(source)
+    except Exception:  # noqa: BLE001 - the user's own code
+        return None
+    return made[0] if isinstance(made, tuple) and made else made
 
 
 def _unsaved(torch: Any, model: TorchModel) -> list[Any]:
