@@ -22,6 +22,8 @@ model = keras.Sequential([
 ])
 model.save("three.keras")
 model.export("saved", verbose=False)
+import tensorflow as tf
+open("three.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved").convert())
 model.layers[-1].kernel.assign(model.layers[-1].kernel * float("nan"))
 model.save("nan.keras")
 model.export("nan_saved", verbose=False)
@@ -144,9 +146,28 @@ onnx.save(graph, "nan.onnx")
 """
 
 
+ROWS: Final = """
+from sklearn.datasets import load_iris
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+
+def network():
+    x, y = load_iris(return_X_y=True)
+    return make_pipeline(StandardScaler(), MLPClassifier((8,), random_state=0)).fit(x, y)
+
+
+def tree():
+    return DecisionTreeClassifier(random_state=0).fit(*load_iris(return_X_y=True))
+"""
+
+
 def build(folder: Path) -> Path:
     """Every source in `folder`; about half a minute, most of it imports."""
     (folder / "nets.py").write_text(FACTORY)
+    (folder / "rows.py").write_text(ROWS)
     for code, environment in ((KERAS, {}), (LEGACY, {"TF_USE_LEGACY_KERAS": "1"}), (TORCH, {})):
         subprocess.run(
             [sys.executable, "-c", code],

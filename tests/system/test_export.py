@@ -22,7 +22,10 @@ from tests.system import export_sources
 
 pytestmark = pytest.mark.slow
 
-SOURCES = ["three.keras", "saved", "two.h5", "nets.py:make", "nets.py:two", "any.pt2", "one.pt2", "net.onnx"]
+SOURCES = [
+    "three.keras", "saved", "two.h5", "nets.py:make", "nets.py:two", "any.pt2", "one.pt2", "net.onnx", "three.tflite",
+    "rows.py:network",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +135,14 @@ def test_an_operator_no_format_has_is_named_and_nothing_is_packed(sources: Path,
     assert done.returncode == 5
     assert all(error and "bessel_j0" in error for error in errors.values())
     assert not list(tmp_path.glob("*.edgeml"))
+
+
+def test_trees_are_packed_as_onnx_and_named_elsewhere(sources: Path, tmp_path: Path) -> None:
+    done = run(sources, "rows.py:tree", "--to", "onnx,tflite", "-o", str(tmp_path))
+    found = {artifact["format"]: artifact for artifact in report_of(tmp_path)["artifacts"]}
+    assert done.returncode == 5
+    assert found["onnx"]["status"] == "pass"
+    assert "ONNX only, because DecisionTreeClassifier is made of trees" in found["tflite"]["error"]
 
 
 def test_a_format_that_fails_leaves_the_others(sources: Path, tmp_path: Path) -> None:
