@@ -145,7 +145,7 @@ def test_trees_have_no_smaller_form_and_say_so(tmp_path: Path) -> None:
     model = (tmp_path / "m.onnx").read_bytes()
     with pytest.raises(UnsupportedError, match="no operator of this model can run on float16"):
         to_fp16_onnx(model)
-    with pytest.raises(UnsupportedError, match="no operator of this model can run on int8"):
+    with pytest.raises(UnsupportedError, match="no operator of this model can run on integers"):
         to_int8_onnx(model, {"x": IRIS[0].astype(np.float32)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from benchmarks._models import SIDE, conv_tflite
 from edgeml.exporter.convert import tflite as convert
 from edgeml.exporter.convert.onnx import tflite_to_onnx
-from edgeml.exporter.quantize.tflite import to_fp16_tflite, to_int8_tflite
+from edgeml.exporter.quantize.tflite import to_fp16_tflite, to_int8_tflite, to_small_weights_tflite
 from edgeml.exporter.source import SourceRef, locate
 from edgeml.exporter.source import tflite as source
 from edgeml.exporter.source.model import read_arrays, write_arrays
@@ -82,9 +83,18 @@ def test_the_reference_is_what_the_file_answers(tmp_path: Path) -> None:
     assert np.array_equal(answers, np.concatenate([run(tflite_model(), row[None])[0] for row in x]))
 
 
-@pytest.mark.parametrize(("make", "found"), [(quantized, "int8"), (lambda: to_fp16_tflite(conv_tflite()), "fp16")])
-def test_the_precision_is_read_from_the_tensors(tmp_path: Path, make: Any, found: str) -> None:
-    assert source.load(saved(tmp_path, make())).stored == found
+SMALLER: dict[str, Callable[[bytes], bytes]] = {
+    "int8": lambda _: quantized(),
+    "fp16": to_fp16_tflite,
+    "int8-dynamic": lambda model: to_small_weights_tflite(model, None, bits=8, dynamic=True).model,
+    "int8-weights": lambda model: to_small_weights_tflite(model, None, bits=8, dynamic=False).model,
+    "fp32": lambda model: model,
+}
+
+
+@pytest.mark.parametrize("found", SMALLER)
+def test_the_precision_is_read_from_the_tensors(tmp_path: Path, found: str) -> None:
+    assert source.load(saved(tmp_path, SMALLER[found](conv_tflite()))).stored == found
 
 
 def test_another_format_of_a_quantized_file_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -130,17 +130,29 @@ def to_fp16_onnx(model: bytes, feeds: Feeds | None = None) -> Quantized:
     """The float16 form of a float32 model; inputs and outputs stay float32, and so do operators float16 would overflow in.
 
     Constants show what overflows, and `feeds`, if given, activations do.
+
+    Raises:
+        UnsupportedError: nothing in it can be float16 (trees).
     """
     proto = ready(model)
     large = {} if feeds is None else _largest(proto, feeds)
     beyond = {name: value for name, value in large.items() if value > FLOAT16_LIMIT}
     half, kept = to_half(proto, beyond)
+    if any(node.domain == "ai.onnx.ml" for node in half.graph.node) and not _has_half(half):
+        raise UnsupportedError("no operator of this model can run on float16", hint="ask for fp32")
     shorten_names(half)
     notes = [f"{kept} operators stay float32"] if kept else []
     if beyond:
         named = ", ".join(f"{name!r} ({value:.3g})" for name, value in sorted(beyond.items())[:5])
         notes.append(f"beyond {FLOAT16_LIMIT:g}, the most float16 holds, and so kept float32: {named}")
     return Quantized(half.SerializeToString(deterministic=True), tuple(notes))
+
+
+def _has_half(proto: Any) -> bool:
+    """Whether anything is stored or computed as float16."""
+    half = 10  # TensorProto.FLOAT16
+    casts = [a.i for node in proto.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
+    return half in casts or any(tensor.data_type == half for tensor in proto.graph.initializer)
 
 
 def _largest(proto: Any, feeds: Feeds) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, cast
 
 import msgspec
 import numpy as np
@@ -40,6 +40,7 @@ from edgeml.wire.errors import ModelError
 from edgeml.wire.manifest import BATCH, Binding, Precision, Signature, TensorSpec
 
 CALL: Final = re.compile(r"^(?:StatefulPartitionedCall/|serving_default_|model/)+|:\d+$")
+DEQUANTIZE: Final = 6  # BuiltinOperator in the schema: weights are made float before use
 WHOLE_NUMBERS: Final = frozenset({"int8", "uint8", "int4", "uint4"})
 
 
@@ -109,11 +110,11 @@ def stored_precision(data: bytes, parsed: Any) -> Precision:
         kinds[graph.tensors[index].type] for graph in parsed.subgraphs for op in graph.operators or () for index in op.outputs
     )
     if weights in WHOLE_NUMBERS or (weights == "no weights" and made.keys() & {"int8", "uint8"}):
-        return _known(_quantized(parsed, weights, made))
+        return _quantized(parsed, weights, made)
     return "fp16" if weights == "float16" else "fp32"
 
 
-def _quantized(parsed: Any, weights: str, made: Counter[str]) -> str:
+def _quantized(parsed: Any, weights: str, made: Counter[str]) -> Precision:
     whole = made["int8"] + made["uint8"]
     if made["int16"] > whole:
         return "int16"
@@ -123,13 +124,6 @@ def _quantized(parsed: Any, weights: str, made: Counter[str]) -> str:
         return "int4-weights"
     codes = {parsed.operatorCodes[op.opcodeIndex].builtinCode for graph in parsed.subgraphs for op in graph.operators or ()}
     return "int8-weights" if DEQUANTIZE in codes else "int8-dynamic"
-
-
-DEQUANTIZE: Final = 6  # BuiltinOperator in the schema: weights are made float before use
-
-
-def _known(word: str) -> Precision:
-    return cast("Precision", word) if word in get_args(Precision) else "int8"
 
 
 def _kinds() -> dict[int, str]:
