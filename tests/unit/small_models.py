@@ -10,6 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeml.runtime.backends import Array
+from edgeml.wire.manifest import Format
+from tests.unit.mil_builder import package
 
 
 def dense_onnx(weights: Array, bias: Array) -> bytes:
@@ -64,6 +66,16 @@ def dense_tflite(weights: Array, bias: Array) -> bytes:
     builder = flatbuffers.Builder(1 << 14)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def dense_coreml(weights: Array, bias: Array) -> bytes:
+    """x0 (1, inputs) -> (1, outputs); `weights` are (outputs, inputs)."""
+    return package(lambda mb, x: mb.linear(x=x, weight=weights, bias=bias), [np.zeros((1, weights.shape[1]), np.float32)])
+
+
+def input_of(format_: Format) -> str:
+    """What the dense layer's input is called."""
+    return "x0" if format_ == "coreml" else "x"
 
 
 def _tensor(schema: Any, name: str, shape: tuple[int, ...], buffer: int) -> Any:

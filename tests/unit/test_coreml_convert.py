@@ -16,7 +16,7 @@ from torch import nn
 
 from edgeml.exporter.convert.coreml import MISCOMPILING_PASSES, packed, passes, torch_to_coreml
 from edgeml.exporter.mil.backend import count_elements, count_operations, open_mil
-from edgeml.exporter.quantize.coreml import to_fp16_coreml, to_int8_coreml
+from edgeml.exporter.quantize.coreml import smaller_coreml, to_fp16_coreml
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Signature, TensorSpec
@@ -110,7 +110,7 @@ def test_torch_model_computes_the_same_in_core_ml(kind: str) -> None:
     assert np.abs(want - got).max() <= 1e-5 * np.ptp(want)
     want, half = _both(module, to_fp16_coreml(model), shape)
     assert np.abs(want - half).max() <= 1e-2 * np.ptp(want)
-    want, small = _both(module, to_int8_coreml(model).model, shape)
+    want, small = _both(module, smaller_coreml(model, "int8", None).model, shape)
     assert np.abs(want - small).max() <= 0.1 * np.ptp(want)
 
 
@@ -131,7 +131,7 @@ def test_constant_beyond_float16_stays_float32() -> None:
 
 def test_int8_says_how_many_weights_and_what_computes() -> None:
     _, _, model = _made("dense")
-    quantized = to_int8_coreml(model)
+    quantized = smaller_coreml(model, "int8", None)
     assert quantized.notes == ("2 weight tensors are int8, symmetric, a scale per channel; computing in float16",)
     assert count_operations(quantized.model)["constexpr_affine_dequantize"] == 2
     assert count_elements(quantized.model)["int8"] == 2 * 64 * 20 + 64 + 20  # and a zero point per output channel
@@ -180,13 +180,13 @@ TWICE = """
 import sys; sys.modules["tensorflow"] = None
 import hashlib, torch
 from edgeml.exporter.convert.coreml import packed, torch_to_coreml
-from edgeml.exporter.quantize.coreml import to_fp16_coreml, to_int8_coreml
+from edgeml.exporter.quantize.coreml import smaller_coreml, to_fp16_coreml
 torch.manual_seed(0)
 module = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(1152, 5)).eval()
 if sys.argv[1] == "later":
     torch_to_coreml(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), (torch.zeros(1, 4),))
 model = packed(torch_to_coreml(module, (torch.zeros(1, 3, 8, 8),)))
-print([hashlib.sha256(m).hexdigest() for m in (model, to_fp16_coreml(model), to_int8_coreml(model).model)])
+print([hashlib.sha256(m).hexdigest() for m in (model, to_fp16_coreml(model), smaller_coreml(model, "int8", None).model)])
 """
 
 

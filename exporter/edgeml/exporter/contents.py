@@ -9,7 +9,9 @@ from typing import Any
 
 from edgeml.wire.manifest import Format
 
-WEIGHTS = frozenset({"float32", "float16", "float64", "int8", "uint8", "int16", "int4", "uint4"})
+WEIGHTS = frozenset(
+    {"float32", "float16", "float64", "int8", "uint8", "int16", "int4", "uint4", "palette4", "palette6", "palette8"}
+)
 LEAST_SHARE = 0.01  # of the elements; less is scales and offsets
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})  # whose second and third inputs are scales and zero points
 

@@ -20,13 +20,13 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 AVAILABLE: Final[dict[Format, tuple[Precision, ...]]] = {
     "onnx": ("fp32", "fp16", "int16", "int8-weights", "int8-dynamic", "int8", "int4-weights"),
     "tflite": ("fp32", "fp16", "int16", "int8-weights", "int8-dynamic", "int8", "int4-weights"),
-    "coreml": ("fp32", "fp16", "int8", "int8-weights"),
+    "coreml": ("fp32", "fp16", "palette8", "int8-weights", "int8", "w8a8", "palette6", "int4-weights", "palette4"),
 }
 
 CALIBRATED: Final[dict[Format, frozenset[Precision]]] = {
     "onnx": frozenset({"int8", "int16"}),
     "tflite": frozenset({"int8", "int16"}),
-    "coreml": frozenset(),
+    "coreml": frozenset({"w8a8"}),
 }
 """Those whose activations have fixed ranges, which only calibration samples can give."""
 

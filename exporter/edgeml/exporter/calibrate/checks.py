@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from edgeml.exporter.calibrate.statistics import Statistics
+import numpy as np
+
+from edgeml.exporter.calibrate.statistics import Pass, Statistics
 
 LEAST_SAMPLES: Final = 100  # below it ranges still move by whole steps from draw to draw
 FLOAT16_LIMIT: Final = 6.0e4  # a margin below 65504, the largest float16
@@ -22,6 +24,16 @@ def calibration_notes(statistics: Mapping[str, Statistics], samples: int) -> tup
     if large:
         notes.append(f"beyond {FLOAT16_LIMIT:g}, would overflow as float16: {_list(large)}")
     return tuple(notes)
+
+
+def beyond_float16(run: Pass) -> dict[str, float]:
+    """The largest magnitude of each float tensor that float16 does not hold, over one run."""
+    found: dict[str, float] = {}
+    for tensors in run():
+        for name, values in tensors.items():
+            if values.size and (largest := float(np.abs(values).max())) > FLOAT16_LIMIT:
+                found[name] = max(found.get(name, 0.0), largest)
+    return found
 
 
 def _list(names: Collection[str]) -> str:

@@ -31,6 +31,11 @@ def part(feeds: Feeds, number: int, parts: int) -> Feeds:
     return {name: values[number::parts] for name, values in feeds.items()}
 
 
+def at_most(feeds: Feeds, number: int) -> Feeds:
+    """No more than `number` samples, evenly spread."""
+    return part(feeds, 0, max(1, -(-count(feeds) // number)))
+
+
 def one_by_one(inputs: tuple[RawTensor, ...], feeds: Feeds) -> Iterator[list[Array]]:
     """Each sample as the tensors of one call, in the order of `inputs`.
 

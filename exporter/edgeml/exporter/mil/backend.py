@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -24,7 +25,7 @@ class MilBackend:
     def __init__(self, interpreter: Interpreter) -> None:
         self.version = version("edgeml-toolkit")
         self.interpreter = interpreter
-        self.inputs = tuple(_raw(name, kind) for name, kind in interpreter.inputs)
+        self.inputs = raw_inputs(interpreter)
         self.outputs = tuple(_raw(name, kind) for name, kind in interpreter.outputs)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -57,19 +58,42 @@ def load_interpreter(model: bytes) -> Interpreter:
     return Interpreter(read_program(parse_model(files[MODEL]), files))
 
 
+def raw_inputs(interpreter: Interpreter) -> tuple[RawTensor, ...]:
+    return tuple(_raw(name, kind) for name, kind in interpreter.inputs)
+
+
 def count_operations(model: bytes) -> dict[str, int]:
     """How often each operation stands in a packed model, constants left out."""
     return dict(sorted(Counter(op.type for op in _operations(model) if op.type != "const").items()))
 
 
 def count_elements(model: bytes) -> dict[str, int]:
-    """How many elements of each data type a packed model's constant tensors hold; single numbers and strings left out."""
+    """How many elements of each data type a packed model's constant tensors hold; single numbers and strings left out.
+
+    Indices into a palette count as `palette4` and so on, by the size of the palette.
+    """
     counts: Counter[str] = Counter()
     for op in _operations(model):
+        if op.type == "constexpr_lut_to_dense":
+            kind, number = _palette(op)
+            counts[kind] += number
+            continue
         for argument in (argument for arguments in op.inputs.values() for argument in arguments):
             if isinstance(argument, Constant) and not isinstance(argument.value, str) and argument.value.ndim:
                 counts[argument.dtype] += argument.value.size
     return dict(sorted(counts.items()))
+
+
+def _palette(op: Operation) -> tuple[str, int]:
+    """(kind, elements) of indices: packed in bytes into a flat palette, or from iOS 18 on (*groups, palette, vector)."""
+    given = {name: arguments[0].value for name, arguments in op.inputs.items() if isinstance(arguments[0], Constant)}
+    lut, indices, shape = (given.get(name) for name in ("lut", "indices", "shape"))
+    if not isinstance(lut, np.ndarray) or not isinstance(indices, np.ndarray):
+        return "palette", 0
+    size = lut.size if isinstance(shape, np.ndarray) else lut.shape[-2]
+    return f"palette{math.ceil(math.log2(max(size, 2)))}", int(np.prod(shape)) if isinstance(
+        shape, np.ndarray
+    ) else indices.size
 
 
 def _operations(model: bytes) -> Iterator[Operation]:

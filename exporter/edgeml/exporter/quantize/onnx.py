@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
-from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT
+from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT, beyond_float16
 from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.onnx import watch_onnx
 from edgeml.exporter.precision import Ranges
@@ -135,8 +133,7 @@ def to_fp16_onnx(model: bytes, feeds: Feeds | None = None) -> Quantized:
         UnsupportedError: nothing in it can be float16 (trees).
     """
     proto = ready(model)
-    large = {} if feeds is None else _largest(proto, feeds)
-    beyond = {name: value for name, value in large.items() if value > FLOAT16_LIMIT}
+    beyond = {} if feeds is None else beyond_float16(watch_onnx(proto, feeds))
     half, kept = to_half(proto, beyond)
     if any(node.domain == "ai.onnx.ml" for node in half.graph.node) and not _has_half(half):
         raise UnsupportedError("no operator of this model can run on float16", hint="ask for fp32")
@@ -153,16 +150,6 @@ def _has_half(proto: Any) -> bool:
     half = 10  # TensorProto.FLOAT16
     casts = [a.i for node in proto.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
     return half in casts or any(tensor.data_type == half for tensor in proto.graph.initializer)
-
-
-def _largest(proto: Any, feeds: Feeds) -> dict[str, float]:
-    """The largest magnitude of every float tensor over the samples."""
-    found: dict[str, float] = {}
-    for tensors in watch_onnx(proto, feeds)():
-        for name, values in tensors.items():
-            if values.size:
-                found[name] = max(found.get(name, 0.0), float(np.abs(values).max()))
-    return found
 
 
 def _written(proto: Any, note: str, count: int) -> Quantized:

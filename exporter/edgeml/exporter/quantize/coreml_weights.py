@@ -1,0 +1,126 @@
+"""Small weights in Core ML: constants behind an operation that unpacks them to what computes.
+
+int8: one scale per output channel, zero point 0. int4 (iOS 18): blocks of about BLOCK weights of an output channel, each with
+its scale; what has fewer weights a channel is int8. Palettes: 16, 64 or 256 values per tensor, found by k-means.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from edgeml.exporter.convert.coreml import coremltools, packed
+from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.mil.backend import count_operations
+from edgeml.exporter.mil.package import unpack_mlpackage
+from edgeml.exporter.quantize.result import Quantized
+from edgeml.exporter.quantize.weights import BLOCK, LEAST_WEIGHTS
+from edgeml.wire.errors import UnsupportedError
+
+UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense")
+LEAST_BLOCK: Final = 16  # weights; a scale of 16 bits for fewer would cost as much as the four bits that it saves
+
+
+def to_int8(model: bytes) -> Quantized:
+    """Large weights as int8.
+
+    Raises:
+        UnsupportedError: coremltools cannot do it, or there are none.
+    """
+    ct, compress = _tools()
+    settings = _linear(compress, dtype="int8", granularity="per_channel")
+    with opened(ct, model) as mlmodel:
+        result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, _config(compress, settings)))
+    return _result(result, "int8, symmetric, a scale per channel")
+
+
+def to_int4(model: bytes) -> Quantized:
+    """Large weights as int4 in blocks, others as int8; the model is for iOS 18.
+
+    Raises:
+        UnsupportedError: coremltools cannot do it, or there are none.
+    """
+    ct, compress = _tools()
+    with opened(ct, model) as mlmodel:
+        eight = _linear(compress, dtype="int8", granularity="per_channel")
+        chosen = {}
+        for name, weight in compress.get_weights_metadata(mlmodel, weight_threshold=LEAST_WEIGHTS).items():
+            block = block_of(tuple(weight.val.shape), [child.op_type for child in weight.child_ops])
+            if block is not None:
+                chosen[name] = _linear(compress, dtype="int4", granularity="per_block", block_size=block)
+        config = compress.OptimizationConfig(global_config=eight, op_name_configs=chosen)
+        result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, config))
+    return _result(result, f"int4 in blocks of about {BLOCK} ({len(chosen)}) or int8")
+
+
+def to_palette(model: bytes, bits: Literal[4, 6, 8]) -> Quantized:
+    """Large weights as indices into a palette of 2^bits values a tensor.
+
+    Raises:
+        UnsupportedError: coremltools cannot do it, or there are none.
+    """
+    ct, compress = _tools()
+    settings = compress.OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_tensor", weight_threshold=LEAST_WEIGHTS)
+    with opened(ct, model) as mlmodel:
+        result = _compressed(lambda: compress.palettize_weights(mlmodel, _config(compress, settings)))
+    return _result(result, f"indices of {bits} bits into {2**bits} values a tensor")
+
+
+def block_of(shape: tuple[int, ...], readers: list[str]) -> tuple[int, ...] | None:
+    """The block of int4 for weights (outputs, inputs, *kernel): along inputs, whole kernels, about BLOCK weights, no remainder.
+
+    `None` where a channel has too few weights, or the axes are not those of a layer.
+    """
+    if not readers or set(readers) - {"conv", "linear"} or len(shape) < 2:
+        return None
+    kernel = math.prod(shape[2:])
+    fitting = [size for size in range(1, shape[1] + 1) if shape[1] % size == 0 and size * kernel >= LEAST_BLOCK]
+    if not fitting:
+        return None
+    return (1, min(fitting, key=lambda size: (abs(size * kernel - BLOCK), size)), *shape[2:])
+
+
+@contextmanager
+def opened(ct: Any, model: bytes) -> Iterator[Any]:
+    """The coremltools model of packed bytes, while its files exist."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mlpackage"
+        unpack_mlpackage(model, path)
+        yield ct.models.MLModel(str(path), skip_model_load=True)
+
+
+def _tools() -> tuple[Any, Any]:
+    ct = coremltools()
+    from coremltools.optimize import coreml as compress
+
+    return ct, compress
+
+
+def _linear(compress: Any, **options: Any) -> Any:
+    return compress.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LEAST_WEIGHTS, **options)
+
+
+def _config(compress: Any, settings: Any) -> Any:
+    return compress.OptimizationConfig(global_config=settings)
+
+
+def _compressed(compress: Any) -> bytes:
+    try:
+        return packed(compress())
+    except Exception as error:
+        raise unsupported("coremltools", error) from error
+
+
+def _result(model: bytes, how: str) -> Quantized:
+    counts = count_operations(model)
+    weights = sum(counts.get(kind, 0) for kind in UNPACKING)
+    if not weights:
+        raise UnsupportedError(
+            f"no weight tensor of this model has {LEAST_WEIGHTS} elements, so none would get smaller",
+            hint="ask for fp32 or fp16",
+        )
+    return Quantized(model, (f"{weights} weight tensors are {how}; computing in float16",))
