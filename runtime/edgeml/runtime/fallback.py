@@ -22,6 +22,7 @@ Refusal = Literal["breaker_open", "probing", "budget"]
 MODES: Final[tuple[Mode, ...]] = ("prefer-device", "prefer-cloud", "device-only", "cloud-only")
 DAY_S: Final = 86_400.0
 FAILURES_TO_OPEN: Final = 3
+WAKE_SHARE: Final = 0.1  # of the deadline: a busy board wakes threads late
 MEGABYTE: Final = 1_000_000
 LATENCIES: Final = 64  # newest ones, that tell a slow call
 LEAST_LATENCIES: Final = 20  # fewer have no slowest twentieth
@@ -152,10 +153,11 @@ def folded(estimate_s: float | None, latency_s: float) -> float:
 def cloud_share_s(policy: Policy, device_latency_s: float | None, elapsed_s: float) -> float:
     """How long the cloud may take so that the device's own answer still comes in time; 0 if there is no time left.
 
-    Where the device has answered already, or answers never (`cloud-only`), the cloud may take all that is left.
+    Where the device has answered already, or answers never (`cloud-only`), the cloud may take all that is left but for the time
+    in which a thread that waits is woken up.
     """
     reserve = device_latency_s or 0.0 if policy.mode == "prefer-cloud" else 0.0
-    return max(0.0, policy.deadline_s - elapsed_s - reserve)
+    return max(0.0, (1 - WAKE_SHARE) * policy.deadline_s - elapsed_s - reserve)
 
 
 def _of_today(state: State, now: float) -> State:
