@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ SIDE: Final = 16
 CHANNELS: Final = 8
 CLASSES: Final = 10
 EDGES: Final = tuple(i / 20 for i in range(1, 20))
+DECILES: Final = tuple(NormalDist().inv_cdf(i / 10) for i in range(1, 10))  # of what `sample` draws from
 
 
 def sample() -> Array:
@@ -59,7 +61,13 @@ def write_conv_bundle(folder: Path) -> Path:
         artifacts=(_artifact("onnx", "onnxruntime", onnx), _artifact("tflite", "litert", tflite)),
         labels=labels,
         post=PostProcessing("logits", "softmax"),
-        reference=Reference(1, Histogram(EDGES, (0,) * (len(EDGES) + 1)), (0,) * CLASSES),
+        reference=Reference(
+            1,
+            Histogram(EDGES, (0,) * (len(EDGES) + 1)),
+            (0,) * CLASSES,
+            inputs={"x": Histogram(DECILES, (0,) * 10)},
+            ranges={"x": (-4.0, 4.0)},
+        ),
     )
     path = folder / "conv-1.0.0.edgeml"
     write_bundle(manifest, {sha256_hex(onnx): onnx, sha256_hex(tflite): tflite}, path)
