@@ -14,11 +14,12 @@ import typer
 from edgeml.fleet import show
 from edgeml.fleet.agent_file import ROOT_NAME, AgentFile, refuse_existing, write_agent_file
 from edgeml.fleet.client import Client, find_access
-from edgeml.fleet.config import DEFAULT_MQTT_PORT, DEFAULT_PORT, URL_VARIABLE, Config, Places
+from edgeml.fleet.config import DEFAULT_MQTT_PORT, DEFAULT_PORT, Config, Places
 from edgeml.fleet.disk import PRIVATE, write_whole
+from edgeml.fleet.options import DEFAULT_DATA, Data, Json, Tags, Url, open_client, print_answer
+from edgeml.fleet.samples_cli import app as samples_app
 from edgeml.wire.errors import UsageError
 
-DEFAULT_DATA: Final = Path("edgeml-fleet")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 app = typer.Typer(
@@ -30,13 +31,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="The keys that sign what may r
 app.add_typer(devices_app, name="devices")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(keys_app, name="keys")
-
-Data = Annotated[Path, typer.Option("--data", envvar="EDGEML_FLEET_DATA", help="The service's folder.")]
-Url = Annotated[
-    str | None, typer.Option("--url", envvar=URL_VARIABLE, help="Where the service is; found by --data if it is here.")
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
+app.add_typer(samples_app, name="samples")
 
 
 @app.command()
@@ -52,6 +47,8 @@ def serve(
     mqtt_port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_MQTT_PORT,
     tick_s: Annotated[float, typer.Option(min=0.01, max=60.0, help="How often rollouts are looked at.")] = 1.0,
     public_url: Annotated[str | None, typer.Option(help="What devices are told, if not http://HOST:PORT.")] = None,
+    samples_mb: Annotated[float, typer.Option(min=0.0, help="Room for inputs that devices may send; 0: take none.")] = 1024.0,
+    samples_days: Annotated[float, typer.Option(min=0.0, help="How long they are kept.")] = 90.0,
 ) -> None:
     """Run the service; the first start makes keys, database and the operator's key."""
     from edgeml.fleet.service import serve as run
@@ -59,7 +56,11 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("uvicorn", "httpx", "amqtt"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    run(Config(data.absolute(), host, port, broker, mqtt_host, mqtt_port, tick_s, public_url=public_url), say=_say)
+    config = Config(
+        data.absolute(), host, port, broker, mqtt_host, mqtt_port, tick_s, public_url=public_url,
+        samples_bytes=int(samples_mb * 1e6), samples_days=samples_days,
+    )  # fmt: skip
+    run(config, say=_say)
 
 
 @app.command()
@@ -70,10 +71,10 @@ def publish(
     json: Json = False,
 ) -> None:
     """Check a bundle, keep it and sign that it may run."""
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         row, is_new = client.publish(bundle)
     words = "published" if is_new else "was published already, with these very bytes:"
-    _print(
+    print_answer(
         row,
         json,
         f"{words} {row['model']}@{row['version']} ({show.size(row['bytes'])}, manifest {row['manifest_sha256'][:12]})",
@@ -83,9 +84,9 @@ def publish(
 @app.command()
 def models(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """What is published."""
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         listed = client.get("/v1/models")
-    _print(listed, json, show.models(listed))
+    print_answer(listed, json, show.models(listed))
 
 
 @app.command()
@@ -98,19 +99,19 @@ def events(
 ) -> None:
     """What happened, and who did it."""
     query = {"limit": limit} | ({"subject": subject} if subject else {})
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         listed = client.get("/v1/events", **query)
-    _print(listed, json, show.events(listed))
+    print_answer(listed, json, show.events(listed))
 
 
 @devices_app.command("list")
 def list_devices(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """Every device: whether it is there, what it runs, what is wanted of it."""
     listed: list[Any] = []
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         while page := client.get("/v1/devices", after=listed[-1]["id"] if listed else ""):
             listed += page
-    _print(listed, json, show.devices(listed))
+    print_answer(listed, json, show.devices(listed))
 
 
 @devices_app.command("add")
@@ -139,13 +140,13 @@ def add_devices(
         AgentFile(one["id"], one["token"], access.url, answer["broker"], answer["tenant"], tags) for one in answer["devices"]
     ]
     if output is None:
-        _print(answer["devices"], json, "\n".join(f"{file.device}  {file.token}" for file in files))
+        print_answer(answer["devices"], json, "\n".join(f"{file.device}  {file.token}" for file in files))
     elif device:
         write_agent_file(output, files[0], answer["root"])
-        _print({"device": device, "file": str(output)}, json, f"enrolled {device}: {output}, and {ROOT_NAME} beside it")
+        print_answer({"device": device, "file": str(output)}, json, f"enrolled {device}: {output}, and {ROOT_NAME} beside it")
     else:
         _write_lines(output, files, answer["root"])
-        _print(
+        print_answer(
             {"devices": len(files), "file": str(output)},
             json,
             f"enrolled {len(files)} devices: {output}, and {ROOT_NAME} beside it",
@@ -155,9 +156,18 @@ def add_devices(
 @devices_app.command("remove")
 def remove_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """Forget a device; it may not connect any more."""
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         answer = client.delete(f"/v1/devices/{device}")
-    _print(answer, json, f"removed {device}")
+    print_answer(answer, json, f"removed {device}")
+
+
+@devices_app.command("forget")
+def forget_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+    """Delete what a device said and showed: reports, telemetry, samples. It stays enrolled."""
+    with open_client(data, url) as client:
+        answer = client.post(f"/v1/devices/{device}/forget")
+    words = ", ".join(f"{count} {what}" for what, count in answer.items())
+    print_answer(answer, json, f"forgot what {device} said: {words}")
 
 
 @rollout_app.command("create")
@@ -205,9 +215,9 @@ def create_rollout(
     }
     if least_answers is not None:
         asked["least_answers"] = least_answers
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         answer = client.post("/v1/rollouts", asked)
-    _print(answer, json, show.rollout(answer))
+    print_answer(answer, json, show.rollout(answer))
 
 
 @rollout_app.command("status")
@@ -218,9 +228,9 @@ def rollout_status(
     json: Json = False,
 ) -> None:
     """Where it stands, and the evidence in a sentence."""
-    with _client(data, url) as client:
+    with open_client(data, url) as client:
         answer = client.get(f"/v1/rollouts/{rollout}" if rollout else "/v1/rollouts")
-    _print(answer, json, show.rollout(answer) if rollout else show.rollouts(answer))
+    print_answer(answer, json, show.rollout(answer) if rollout else show.rollouts(answer))
 
 
 def _command(name: str, words: str) -> None:
@@ -233,10 +243,10 @@ def _command(name: str, words: str) -> None:
         url: Url = None,
         json: Json = False,
     ) -> None:
-        with _client(data, url) as client:
+        with open_client(data, url) as client:
             chosen = rollout or _newest(client)
             answer = client.post(f"/v1/rollouts/{chosen}/{name}")
-        _print(answer, json, show.rollout(answer))
+        print_answer(answer, json, show.rollout(answer))
 
 
 _command("pause", "Tell nobody new until it is resumed.")
@@ -261,7 +271,7 @@ def init_keys(
     made = not trust.exists(places)
     trust.create(places, time.time(), os.environ.get(trust.PASSWORD_VARIABLE))
     words = f"made keys in {places.keys}; keep a copy of them offline" if made else f"keys exist already in {places.keys}"
-    _print({"keys": str(places.keys), "made": made}, json, words)
+    print_answer({"keys": str(places.keys), "made": made}, json, words)
 
 
 def parse_share(text: str) -> float:
@@ -299,10 +309,6 @@ def parse_tags(tags: list[str]) -> dict[str, str]:
     return parsed
 
 
-def _client(data: Path, url: str | None) -> Client:
-    return Client(find_access(data, url))
-
-
 def _newest(client: Client) -> str:
     listed = client.get("/v1/rollouts")
     if not listed:
@@ -324,10 +330,6 @@ def _write_lines(path: Path, files: list[AgentFile], root: str) -> None:
     ]
     write_whole(path.parent / ROOT_NAME, root.encode())
     write_whole(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode(), PRIVATE)
-
-
-def _print(answer: object, json: bool, words: str) -> None:
-    typer.echo(jsonlib.dumps(answer, indent=2) if json else words)
 
 
 def _say(line: str) -> None:

@@ -65,8 +65,11 @@ class Client:
     def put(self, path: str, body: object) -> Any:
         return self._call("PUT", path, json=body)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path)
+    def delete(self, path: str, **query: str) -> Any:
+        return self._call("DELETE", path, params=query)
+
+    def download(self, path: str) -> bytes:
+        return self._send("GET", path).content
 
     def publish(self, bundle: Path) -> tuple[Mapping[str, Any], bool]:
         """Upload a packed bundle, streamed; gives its row and whether it is new."""

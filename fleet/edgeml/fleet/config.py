@@ -45,6 +45,11 @@ class Places:
         return self.data / "broker"
 
     @property
+    def samples(self) -> Path:
+        """Inputs that devices were allowed to send."""
+        return self.data / "samples"
+
+    @property
     def address(self) -> Path:
         """Where the running service can be reached, as JSON; gone when it stopped in order."""
         return self.data / "service.json"
@@ -71,6 +76,8 @@ class Config:
     tick_s: float = 1.0
     tenant: str = "default"
     public_url: str | None = None  # what devices are told, if it is not http://host:port
+    samples_bytes: int = 1024 * 1024 * 1024  # of inputs that devices sent; 0: none is kept
+    samples_days: float = 90.0
 
     @property
     def places(self) -> Places:

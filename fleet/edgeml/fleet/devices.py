@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.fleet.store import Store, devices, events
+from edgeml.fleet.store import Store, devices, events, forgotten
 from edgeml.fleet.store.devices import NewDevice
 from edgeml.wire.errors import ServiceError, UsageError
 
@@ -96,6 +96,26 @@ class Inventory:
                 raise no_device(device)
             events.append(connection, at=now, actor=actor, kind="removed", subject=device)
         self._passwords_changed()
+
+    def forget(self, device: str, before_seq: int | None, samples: int, now: float, actor: str) -> dict[str, int]:
+        """Delete what a device said, up to a sequence number (`None`: all); it stays enrolled. Gives what was deleted.
+
+        `samples` of it were deleted beside. Again is no news: only a change is written into the audit.
+
+        Raises:
+            UsageError: a number that cannot be.
+            ServiceError: (404) there is no such device.
+        """
+        if before_seq is not None and not 0 <= before_seq < 1 << 63:
+            raise UsageError("before_seq", expected="a sequence number", got=str(before_seq))
+        with self._store.write() as connection:
+            if not devices.known(connection, [device]):
+                raise no_device(device)
+            reports, windows = forgotten.forget(connection, device, before_seq, now)
+            found = {"reports": reports, "telemetry": windows, "samples": samples}
+            if any(found.values()):
+                events.append(connection, at=now, actor=actor, kind="forgotten", subject=device, body=found)
+        return found
 
     def set_tags(self, device: str, tags: Mapping[str, str], now: float, actor: str) -> None:
         """Replace the operator's tags of a device.

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from edgeml.fleet.store import Store, devices, messages
+from edgeml.fleet.store import Store, devices, forgotten, messages
 from edgeml.wire.errors import LinkError
 from edgeml.wire.messages import Message, Report, State, Telemetry, decode
 
@@ -56,6 +56,7 @@ class Ingest:
         with self._store.write() as connection:
             still = devices.known(connection, {message.device for message in parsed})  # one may have been removed meanwhile
             parsed = [message for message in parsed if message.device in still]
+            parsed = self._without_forgotten(parsed, forgotten.floors(connection, still))
             new = 0
             for message in parsed:
                 match message:
@@ -70,6 +71,14 @@ class Ingest:
         self.taken.update(type(message).__name__.lower() for message in parsed)
         self.duplicates += len(parsed) - new
         return len(parsed)
+
+    def _without_forgotten(self, parsed: list[Message], floors: dict[str, int]) -> list[Message]:
+        """A device that was forgotten may have had messages under way."""
+        if not floors:
+            return parsed
+        kept = [m for m in parsed if isinstance(m, State) or m.seq > floors.get(m.device, -1)]
+        self.dropped["forgotten"] += len(parsed) - len(kept)
+        return kept
 
     def _present(self, connection: Connection, state: State) -> None:
         if devices.present(connection, state) and state.online:

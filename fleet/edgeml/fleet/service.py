@@ -30,6 +30,7 @@ from edgeml.fleet.disk import PRIVATE, private_folder, write_whole
 from edgeml.fleet.ingest import Ingest
 from edgeml.fleet.link import Link
 from edgeml.fleet.registry import Registry
+from edgeml.fleet.samples import SampleStore
 from edgeml.fleet.store import Store, devices, events
 from edgeml.fleet.store.ledger import StoreLedger
 from edgeml.fleet.trust import Trust
@@ -112,6 +113,7 @@ class Fleet:
             self._say(f"finished publishing {row.model}@{row.version}")
         self.inventory = Inventory(self.store, self._passwords_changed)
         self.ingest = Ingest(self.store, self.clock)
+        self.samples = SampleStore(places.samples, cap_bytes=self.config.samples_bytes, days=self.config.samples_days)
         self.ledger = StoreLedger(self.store, self.tell)
         self.controller = Controller(self.ledger)
         self._start_broker()
@@ -143,6 +145,28 @@ class Fleet:
         with self.store.write() as connection:
             events.append(connection, at=self.clock(), actor=actor, kind=kind, subject=subject, body=body)
 
+    def forget(self, device: str, before_seq: int | None, actor: str) -> dict[str, int]:
+        """Delete what a device said and showed; it stays enrolled. Gives what was deleted.
+
+        Raises:
+            ServiceError: (404) there is no such device.
+        """
+        samples = self.samples.forget(device)
+        found = self.inventory.forget(device, before_seq, samples, self.clock(), actor)
+        self.ledger.forget_sums()
+        return found
+
+    def remove(self, device: str, actor: str) -> None:
+        """End a device's enrolment, and delete what it said and showed.
+
+        Raises:
+            ServiceError: (404) there is no such device.
+        """
+        self.inventory.remove(device, self.clock(), actor)
+        self.samples.forget(device)
+        if self.link is not None:
+            self.link.forget(device)
+
     def _passwords(self) -> dict[str, str]:
         with self.store.read() as connection:
             return devices.passwords(connection)
@@ -166,6 +190,7 @@ class Fleet:
                 if self.clock() - refreshed_at > REFRESH_EVERY_S:
                     refreshed_at = self.clock()
                     self.trust.refresh(self.clock())
+                    self.samples.expire(self.clock())
             except Exception:
                 # One rollout's defect or a full disk must not stop the clock: the next tick reads everything anew.
                 self.failed_ticks += 1

@@ -80,6 +80,19 @@ def events(listed: Sequence[Answer]) -> str:
     return table(("at", "who", "what", "of", ""), rows)
 
 
+def samples(listed: Sequence[Answer]) -> str:
+    if not listed:
+        return "no samples: devices send none unless their owner has turned it on ([samples] in agent.toml)"
+    rows = []
+    for one in listed:
+        header = one["header"]
+        score = "" if header.get("score") is None else f"{header['score']:.3f}"
+        inputs = ", ".join(f"{tensor['name']} {tensor['shape']}" for tensor in header["tensors"])
+        what = f"{header['model']}@{header['version']}"
+        rows.append((header["id"], one["device"], what, score, header.get("label") or "", inputs, ago(one["received_at"])))
+    return table(("id", "device", "model", "score", "label", "inputs", "came"), rows)
+
+
 def ago(at: float | None) -> str:
     """How long ago, in one unit."""
     if at is None:

@@ -6,6 +6,7 @@ with Agent("agent.toml") as agent:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fcntl
 import os
@@ -21,11 +22,14 @@ from edgeml.runtime.atomic import is_unwritable
 from edgeml.runtime.backends import Array
 from edgeml.runtime.config import AgentConfig, load_config
 from edgeml.runtime.device import Device, Job, Workers
+from edgeml.runtime.errands import Budget, Errands
+from edgeml.runtime.forget import SAMPLES, Wish, erase
 from edgeml.runtime.host import Host
 from edgeml.runtime.http import make_pool
 from edgeml.runtime.loop import Loop
 from edgeml.runtime.model import Result
-from edgeml.runtime.status import Status, StatusFile, status_of
+from edgeml.runtime.samples import SampleFolder, Sampler, load_hook
+from edgeml.runtime.status import ErrandStatus, Status, StatusFile, status_of
 from edgeml.wire.errors import ConfigError
 
 STOP_S: Final = 15.0  # how long a closing agent waits for each of its threads
@@ -98,8 +102,17 @@ class Agent:
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        self._lock = _take(self.config.data)
-        self._host = Host(self.config)
+        table = self.config.samples
+        redact = None if table is None else load_hook(table.redact, Path(self.config.folder))
+        self._lock = take_folder(self.config.data)
+        if self._lock is None:  # two agents on one spool would send each other's numbers
+            hint = "stop it, or give [device] another data folder"
+            raise ConfigError(f"another agent uses {str(self.config.data)!r}", hint=hint)
+        self._samples, self._sampler = None, None
+        if table is not None:
+            self._samples = SampleFolder(self.config.data / SAMPLES, cap_bytes=table.spool_bytes)
+            self._sampler = Sampler(table, self._samples, redact)
+        self._host = Host(self.config, sampler=self._sampler)
         self._pool = make_pool(maxsize=2)
         self._update_worker = Worker("edgeml-update", done=self._wake)
         self._ask_worker = Worker("edgeml-ask", done=self._wake)
@@ -111,10 +124,13 @@ class Agent:
         except BaseException:
             self._update_worker.stop()
             self._ask_worker.stop()
+            self._close_sampler()
             self._release()
             raise
-        self._status = StatusFile(self._device, pid=os.getpid(), host=self._host)
-        self._loop = Loop([self._device], after_tick=self._status.refresh)
+        self._wish = Wish(self.config.data)
+        self._errands = self._make_errands()
+        self._status = StatusFile(self._device, pid=os.getpid(), host=self._host, errands=self._errands_status)
+        self._loop = Loop([self._device], after_tick=lambda: self._device.guarded(self._round))
         self._thread = threading.Thread(target=self._loop.run, name="edgeml-agent", daemon=True)
         self._thread.start()
         return self
@@ -128,6 +144,7 @@ class Agent:
             self._thread.join(STOP_S)
         self._device.close()
         self._host.close()
+        self._close_sampler()
         self._pool.clear()
         self._release()
 
@@ -154,12 +171,48 @@ class Agent:
 
     @property
     def status(self) -> Status:
-        return status_of(self._device, os.getpid(), self._host)
+        return status_of(self._device, os.getpid(), self._host, self._errands_status())
 
     @property
     def rounds(self) -> int:
         """How often the agent's own thread went round; a watchdog sees by it that the thread lives."""
         return 0 if self._loop is None else self._loop.rounds
+
+    def _round(self) -> None:
+        if self._wish.is_new():
+            self._forget()
+        if self._errands is not None:
+            self._errands.tick()
+        self._status.refresh()
+
+    def _forget(self) -> None:
+        self._device.flush()  # what is in memory goes with the rest
+        self._device.drift.clear()
+        before_seq = erase(self.config, self._device.spool, self._samples)
+        with contextlib.suppress(OSError):  # a full disk: the next look does it again
+            self._wish.erased(before_seq)
+            if self._errands is None:
+                self._wish.fulfil()
+
+    def _make_errands(self) -> Errands | None:
+        poller, table = self._device.conversation.poller, self.config.samples
+        if poller is None:
+            return None
+        budget = None if table is None else Budget(self.config.data / SAMPLES / "sent.json", table.daily_bytes)
+        return Errands(poller, self._device.spool, self._wish, self._samples, budget, ask=self._ask_worker.submit)
+
+    def _errands_status(self) -> ErrandStatus:
+        errands = self._errands
+        counts: dict[str, int] = {}
+        if self._samples is not None and self._sampler is not None and errands is not None:
+            counts = {"waiting": len(self._samples), "sent": errands.sent, "refused": errands.refused}
+            counts |= {"overflow": self._samples.dropped, **self._sampler.counts}
+        problem = None if errands is None else errands.problem
+        return ErrandStatus(counts, problem, is_forgetting=self._wish.before_seq is not None)
+
+    def _close_sampler(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
 
     def _wake(self) -> None:
         if self._loop is not None:
@@ -171,8 +224,12 @@ class Agent:
             self._lock = None
 
 
-def _take(data: Path) -> int:
-    """Lock the data folder until the process ends: two agents on one spool would send each other's numbers."""
+def take_folder(data: Path) -> int | None:
+    """Lock a data folder until the descriptor is closed; `None` if an agent has it.
+
+    Raises:
+        ConfigError: it cannot be made or opened.
+    """
     try:
         data.mkdir(parents=True, exist_ok=True)
         descriptor = _open_lock(data / "lock")
@@ -180,9 +237,9 @@ def _take(data: Path) -> int:
         raise ConfigError(f"data folder {str(data)!r} cannot be used: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except OSError:
         os.close(descriptor)
-        raise ConfigError(f"another agent uses {str(data)!r}", hint="stop it, or give [device] another data folder") from error
+        return None
     return descriptor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -13,17 +14,20 @@ from typing import Annotated
 import msgspec
 import typer
 
-from edgeml.runtime.agent import Agent
+from edgeml.runtime.agent import Agent, take_folder
 from edgeml.runtime.config import load_config
+from edgeml.runtime.forget import Wish, erase_alone
+from edgeml.runtime.samples import load_hook
 from edgeml.runtime.status import REWRITE_S, ModelStatus, Status, read_status, screen
 from edgeml.runtime.supervisor import Supervisor
-from edgeml.wire.errors import ConfigError, EnvironmentProblem
+from edgeml.wire.errors import ConfigError, EnvironmentProblem, LinkError, ServiceError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Config = Annotated[Path, typer.Option("--config", help="The device's agent.toml.")]
 
 LOOK_S = 0.5
+_NOT_YET = "the agent that runs here has not done it yet; it will"
 STALE_S = 3 * REWRITE_S  # a status older than this was left by an agent that ended or hangs
 
 
@@ -70,6 +74,10 @@ def check(config: Config) -> None:
         else "none"
     )
     print(f"device   {found.device.id}\ndata     {found.data}\nservice  {fleet}\nbroker   {broker}")
+    if found.samples is not None:
+        load_hook(found.samples.redact, Path(found.folder))
+        redacted = f"redacted by {found.samples.redact}" if found.samples.redact else "as they are: no redaction"
+        print(f"samples  inputs with a score below {found.samples.below:g} leave this device, {redacted}")
     for name, model in found.models.items():
         print(f"model    {name}  {model.bundle or '(waits for the fleet)'}")
 
@@ -83,6 +91,45 @@ def status(config: Config, json: Annotated[bool, typer.Option("--json", help="Fo
     if now - found.at > STALE_S:
         hint = "start it: edgeml agent run --config …, or systemctl restart edgeml-agent"
         raise EnvironmentProblem(f"the agent has not been heard of for {now - found.at:.0f} s", hint=hint)
+
+
+@app.command()
+def forget(
+    config: Config,
+    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a running agent.")] = 15.0,
+) -> None:
+    """Delete my data: what this device saw and said is erased here, and the service is asked to erase it too.
+
+    A service that cannot be reached now is asked again by the agent until it has done so. Versions and settings stay.
+    """
+    found = load_config(config)
+    wish = Wish(found.data)
+    held = take_folder(found.data)
+    try:
+        wish.ask()
+        if held is not None:
+            erase_alone(found, wish)
+        elif not _fulfilled(wish, wait):
+            print("erased here; the service has not answered yet: the agent goes on asking" if wish.before_seq else _NOT_YET)
+            return
+    except OSError as error:
+        raise EnvironmentProblem(f"the disk does not take the wish: {error.strerror}") from error
+    except (LinkError, ServiceError) as error:
+        print(f"erased here; the service was not reached ({error}): the next agent to run here asks again")
+        return
+    finally:
+        if held is not None:
+            os.close(held)
+    print("erased here, and by the service" if found.service is not None else "erased here")
+
+
+def _fulfilled(wish: Wish, wait_s: float) -> bool:
+    """Wait for the agent that runs to fulfil it."""
+    until = time.monotonic() + wait_s
+    while wish.is_there and time.monotonic() < until:
+        wish.is_new()
+        time.sleep(LOOK_S / 2)
+    return not wish.is_there
 
 
 def _lines(found: Status) -> list[tuple[str, str]]:

@@ -183,6 +183,16 @@ class LogTable(_Table, frozen=True):
     bytes: Count = 4 * 1024 * 1024  # of the file, and of the one before it
 
 
+class SamplesTable(_Table, frozen=True):
+    """Opt-in: inputs of calls whose score is low are sent to the fleet. Without this table no input leaves the device."""
+
+    below: Share = 0.5  # the score under which an input is a sample
+    share: Share = 1.0  # of those
+    redact: str | None = None  # `module:function` beside the file: gets the inputs, gives what may leave or None
+    daily_bytes: Count = 1024 * 1024  # sent in a day (UTC), at most
+    spool_bytes: Count = 4 * 1024 * 1024  # waiting on disk, at most; the oldest goes first
+
+
 class AgentConfig(_Table, frozen=True):
     device: DeviceTable
     service: ServiceTable | None = None
@@ -192,6 +202,7 @@ class AgentConfig(_Table, frozen=True):
     models: dict[Name, ModelTable] = {}
     fallback: FallbackTable | None = None
     log: LogTable | None = None
+    samples: SamplesTable | None = None
     folder: str = "."  # where relative paths start; set by `load_config`
 
     def path(self, text: str) -> Path:
@@ -247,6 +258,8 @@ def _check_addresses(config: AgentConfig, where: str) -> None:
         broker_address(config.broker.url)
         if config.service is None:
             raise ConfigError(f"{where!r} has [broker] and no [service]", hint="updates come from the service; add its url")
+    if config.samples is not None and config.service is None:
+        raise ConfigError(f"{where!r} has [samples] and no [service]", hint="samples are sent to the service; add its url")
     for table in (config.service, config.fallback):
         if table is not None and urlsplit(table.url).scheme not in {"http", "https"}:
             raise ConfigError("url", expected="http:// or https://", got=repr(table.url))

@@ -133,7 +133,7 @@ class Device:
 
     def tick(self) -> None:
         """Handle what arrived, let time pass, send. Does not raise: the thread has other work."""
-        self._guarded(self._tick)
+        self.guarded(self._tick)
 
     def _tick(self) -> None:
         now = self._now()
@@ -245,13 +245,13 @@ class Device:
             job = functools.partial(
                 self._carry_out, managed, managed.update, actions, lambda event: self._inbox.put((model, event))
             )
-            self._workers.update(functools.partial(self._guarded, job))
+            self._workers.update(functools.partial(self.guarded, job))
 
     def _ask(self, job: Job) -> None:
-        self._workers.ask(functools.partial(self._guarded, job))
+        self._workers.ask(functools.partial(self.guarded, job))
 
-    def _guarded(self, job: Job) -> None:
-        """A defect of ours costs one job, never the thread that keeps the device up to date."""
+    def guarded(self, job: Job) -> None:
+        """Run a job; a defect of ours costs that one job, never the thread that keeps the device up to date."""
         try:
             job()
         except Exception:

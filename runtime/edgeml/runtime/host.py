@@ -29,6 +29,7 @@ from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.install import Vitals, code_of
 from edgeml.runtime.journal import STDERR, Journal
 from edgeml.runtime.model import Engines, Model, Result, load_as, new_request_id
+from edgeml.runtime.samples import Sampler
 from edgeml.runtime.shadow import Shadow
 from edgeml.runtime.swap import Leased, leased
 from edgeml.runtime.telemetry import Window
@@ -58,6 +59,7 @@ class Serving(Leased):
         *,
         watched: bool = True,
         journal: Journal | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,7 +68,7 @@ class Serving(Leased):
         self.runs = 0
         self.errors = 0
         self._hybrid = None if backed_up is None else backed_up(model, self.window)
-        self._journal = journal
+        self._journal, self._sampler = journal, sampler
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
@@ -99,6 +101,8 @@ class Serving(Leased):
             raise
         self._count(failed=result.fallback == "error")  # the device failed, though the cloud answered
         self.window.record(result)
+        if self._sampler is not None:
+            self._sampler.offer(self.model, inputs, result)
         return result
 
     def _count(self, *, failed: bool) -> None:
@@ -119,8 +123,16 @@ class Host:
         notes: model -> a problem that stops nothing, for people to see.
     """
 
-    def __init__(self, config: AgentConfig, *, now: Callable[[], float] = time.time, engines: Engines = opener) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        now: Callable[[], float] = time.time,
+        engines: Engines = opener,
+        sampler: Sampler | None = None,
+    ) -> None:
         self._config = config
+        self._sampler = sampler
         self._engines = engines
         self._now = now
         self._serving: dict[str, Serving] = {}
@@ -362,7 +374,10 @@ class Host:
 
     def _load(self, model: str, path: Path, *, self_test: bool) -> Serving:
         loaded = self._load_model(model, path, self_test=self_test)
-        return Serving(loaded, path, self._backed_up, self._now(), watched=self._config.telemetry.drift, journal=self._journal)
+        return Serving(
+            loaded, path, self._backed_up, self._now(), watched=self._config.telemetry.drift, journal=self._journal,
+            sampler=self._sampler,
+        )  # fmt: skip
 
     def _forget_prepared(self, model: str) -> None:
         self._end_candidate(model)

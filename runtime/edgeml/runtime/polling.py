@@ -85,6 +85,24 @@ class Poller:
             sent += len(rows)
         return sent
 
+    def bring(self, sample: bytes) -> None:
+        """Give the service a sample.
+
+        Raises:
+            LinkError: the service cannot be reached.
+            ServiceError: it refused.
+        """
+        self._say("/v1/samples", "application/octet-stream", sample)
+
+    def forget(self, before_seq: int) -> None:
+        """Ask the service to forget what this device said up to a sequence number; asking twice does no harm.
+
+        Raises:
+            LinkError: the service cannot be reached.
+            ServiceError: it refused.
+        """
+        self._say("/v1/forget", "application/json", b'{"before_seq":%d}' % before_seq)
+
     def _send(self, rows: Sequence[Row]) -> None:
         try:
             self._post([_item(row) for row in rows])
@@ -99,10 +117,12 @@ class Poller:
         self._spool.ack(row.seq for row in rows)
 
     def _post(self, items: Sequence[bytes]) -> None:
-        body = b"[" + b",".join(items) + b"]"
-        status, _, _ = self._request("POST", "/v1/reports", headers={"Content-Type": "application/json"}, body=body)
+        self._say("/v1/reports", "application/json", b"[" + b",".join(items) + b"]")
+
+    def _say(self, path: str, kind: str, body: bytes) -> None:
+        status, _, _ = self._request("POST", path, headers={"Content-Type": kind}, body=body)
         if not 200 <= status < 300:
-            raise ServiceError(f"POST /v1/reports answered {status}", status=status)
+            raise ServiceError(f"POST {path} answered {status}", status=status)
 
     def _request(
         self, method: str, path: str, *, headers: dict[str, str], body: bytes | None = None

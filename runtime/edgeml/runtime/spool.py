@@ -109,6 +109,18 @@ class Spool:
             if self._written(forget):
                 self._unstored_acks.clear()
 
+    def erase(self) -> None:
+        """Forget every message, so that the file holds none of their bytes; the numbers go on."""
+
+        def forget() -> None:
+            self._db.execute("DELETE FROM rows")
+
+        with self._lock:
+            self._written(forget)
+            with contextlib.suppress(sqlite3.Error):  # a disk that takes nothing: the rows are gone, their bytes go later
+                self._db.execute("VACUUM")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def next_session(self, now: float) -> int:
         """A number above every earlier session of this device; milliseconds where the clock allows."""
         with self._lock:

@@ -44,6 +44,14 @@ class ModelStatus(msgspec.Struct, frozen=True):
     errors: int = 0
 
 
+class ErrandStatus(msgspec.Struct, frozen=True):
+    """What else the agent has to bring to its service: samples, by what became of them, and a wish to be forgotten."""
+
+    samples: dict[str, int] = {}
+    problem: str | None = None
+    is_forgetting: bool = False
+
+
 class Status(msgspec.Struct, frozen=True):
     device: str
     pid: int
@@ -56,13 +64,22 @@ class Status(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
     defects: int = 0
     board: Board | None = None
+    errands: ErrandStatus = ErrandStatus()
 
 
 class StatusFile:
     """Writes the status of a device, not more than once a second."""
 
-    def __init__(self, device: Device, *, pid: int, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
-        self._device, self._pid, self._host, self._clock = device, pid, host, clock
+    def __init__(
+        self,
+        device: Device,
+        *,
+        pid: int,
+        host: Host,
+        errands: Callable[[], ErrandStatus],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device, self._pid, self._host, self._errands, self._clock = device, pid, host, errands, clock
         self._path = device.config.data / FILE
         self._written_at = -REWRITE_S
         self._link = ""
@@ -78,13 +95,13 @@ class StatusFile:
         self._written_at = self._clock()
         temporary = self._path.with_name(FILE + TEMPORARY_SUFFIX)
         try:
-            temporary.write_bytes(msgspec.json.encode(status_of(self._device, self._pid, self._host)))
+            temporary.write_bytes(msgspec.json.encode(status_of(self._device, self._pid, self._host, self._errands())))
             temporary.replace(self._path)
         except OSError:  # only a window for people: a full disk must not stop the agent
             return
 
 
-def status_of(device: Device, pid: int, host: Host) -> Status:
+def status_of(device: Device, pid: int, host: Host, errands: ErrandStatus) -> Status:
     conversation = device.conversation
     return Status(
         device=device.id,
@@ -98,6 +115,7 @@ def status_of(device: Device, pid: int, host: Host) -> Status:
         defects=device.defects,
         models=tuple(_model_status(device, update, host) for update in device.updates),
         board=read_board(),
+        errands=errands,
     )
 
 
@@ -137,6 +155,7 @@ def screen(status: Status, now: float) -> str:
     ]
     if status.board is not None and (words := _board_words(status.board)):
         lines.append(f"board    {words}")
+    lines += _errand_lines(status.errands)
     if status.ignored:
         lines.append(f"ignored  {status.ignored} messages that were not what they claimed")
     if status.defects:
@@ -158,6 +177,18 @@ def screen(status: Status, now: float) -> str:
         for text in filter(None, (_reason(model), _drift(model), model.note)):
             lines += textwrap.wrap(text, WIDTH, initial_indent="  ! ", subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def _errand_lines(errands: ErrandStatus) -> list[str]:
+    lines = []
+    if errands.samples:
+        words = [f"{count} {word.replace('_', ' ')}" for word, count in errands.samples.items() if count or word == "waiting"]
+        lines.append(f"samples  {', '.join(words)}")
+    if errands.is_forgetting:
+        lines.append("forget   erased here; the service is asked to forget what it has")
+    if errands.problem is not None and (errands.samples or errands.is_forgetting):
+        lines.append(f"  ! {errands.problem}")
+    return lines
 
 
 def _row(model: ModelStatus) -> tuple[str, ...]:

@@ -33,20 +33,22 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def router(fleet: Fleet) -> APIRouter:
     routes = APIRouter()
-    device_side = _DeviceSide(fleet)
+    device_side = DeviceSide(fleet)
     routes.get("/v1/desired")(device_side.desired)
     routes.post("/v1/reports")(device_side.reports)
     return routes
 
 
-class _DeviceSide:
+class DeviceSide:
+    """What every request of a device goes through."""
+
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._seen: dict[str, float] = {}
 
     async def desired(self, request: Request, wait: float = 0.0) -> Response:
         """What is wanted; 304 if the device has it. `wait` holds the answer back until there is news, for so many seconds."""
-        device = await run_in_threadpool(self._authenticate, request)
+        device = await run_in_threadpool(self.authenticate, request)
         known = _known_rev(request)
         wanted = await self._look(device, known, min(wait, LONGEST_WAIT_S) if math.isfinite(wait) else 0.0)
         tag = {"ETag": f'"{wanted.rev}"', "Cache-Control": "private, no-cache"}
@@ -54,7 +56,7 @@ class _DeviceSide:
 
     async def reports(self, request: Request) -> Response:
         """Take messages as the broker would have brought them; repeated ones do no harm."""
-        device = await run_in_threadpool(self._authenticate, request)
+        device = await run_in_threadpool(self.authenticate, request)
         try:
             envelopes = msgspec.json.decode(await read_body(request), type=list[Envelope])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -75,7 +77,12 @@ class _DeviceSide:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), left)
 
-    def _authenticate(self, request: Request) -> str:
+    def authenticate(self, request: Request) -> str:
+        """The device whose token the request carries.
+
+        Raises:
+            ServiceError: (401) nobody's.
+        """
         fleet = self._fleet
         device = fleet.inventory.authenticate(bearer(request))
         if device is None:

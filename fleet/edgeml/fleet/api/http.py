@@ -1,4 +1,5 @@
-"""The HTTP side: what every request meets. Routes are in `device.py`, `files.py`, `operator.py` and `rollouts.py`.
+"""The HTTP side: what every request meets. Routes are in `device.py`, `files.py`, `operator.py`,
+`rollouts.py` and `samples.py`.
 
 Errors are JSON `{"error": "…", "hint": …}` in plain words, with the status that the kind of error has.
 """
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 def build_app(fleet: Fleet) -> FastAPI:
     """The whole application on a running fleet."""
     from edgeml.fleet import web
-    from edgeml.fleet.api import device, files, operator, rollouts
+    from edgeml.fleet.api import device, files, operator, rollouts, samples
 
     app = FastAPI(title="edgeml fleet", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.fleet = fleet
@@ -39,7 +40,7 @@ def build_app(fleet: Fleet) -> FastAPI:
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(SQLAlchemyError, _fail)
     app.add_exception_handler(Exception, _fail)
-    for routes in (device, files, operator, rollouts):
+    for routes in (device, files, operator, rollouts, samples):
         app.include_router(routes.router(fleet))
     web.routes(app)
     return app

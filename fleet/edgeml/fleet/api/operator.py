@@ -136,9 +136,7 @@ def _devices(routes: APIRouter, fleet: Fleet) -> None:
 
     @routes.delete("/v1/devices/{device}")
     def remove(request: Request, device: str) -> Response:
-        fleet.inventory.remove(device, fleet.clock(), require_operator(fleet, request))
-        if fleet.link is not None:
-            fleet.link.forget(device)
+        fleet.remove(device, require_operator(fleet, request))
         return answer({"removed": device})
 
     @routes.post("/v1/devices/{device}/token")

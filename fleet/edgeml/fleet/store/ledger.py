@@ -35,6 +35,10 @@ class StoreLedger:
         self._sums = TelemetrySums(store)
         self._versions: dict[str, VersionFacts] = {}  # by manifest digest: a version never changes
 
+    def forget_sums(self) -> None:
+        """Telemetry was deleted: add up anew what is left."""
+        self._sums.forget()
+
     def rollouts(self) -> Sequence[RolloutState]:
         query = select(rollouts.c.state_json).where(rollouts.c.phase.not_in(ENDED)).order_by(rollouts.c.created_at.desc())
         with self._store.read() as connection:

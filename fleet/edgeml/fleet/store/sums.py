@@ -55,6 +55,11 @@ class TelemetrySums:
                 question.sums[key] = _add(question.sums.get(key), window)
             return [question.sums[key] for key in sorted(question.sums)]
 
+    def forget(self) -> None:
+        """Windows that were read are gone: the next question reads the rest."""
+        with self._lock:
+            self._questions.clear()
+
     def _question(self, model: str, since: float, until: float) -> _Question:
         found = self._questions.pop((model, since), None)
         if found is None or found.until > until or found.beyond < until:

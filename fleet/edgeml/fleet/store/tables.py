@@ -129,6 +129,14 @@ drifts = Table(
     Column("streams_json", Text, nullable=False),
 )
 
+forgotten = Table(
+    "forgotten",  # devices that were forgotten: what they said up to a number is not taken, should it come late
+    metadata,
+    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("before_seq", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
 rollouts = Table(
     "rollouts",
     metadata,

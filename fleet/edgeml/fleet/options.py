@@ -1,0 +1,29 @@
+"""What the operator's commands share: where the service is, and how an answer is printed."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from edgeml.fleet.client import Client, find_access
+from edgeml.fleet.config import URL_VARIABLE
+
+DEFAULT_DATA: Final = Path("edgeml-fleet")
+
+Data = Annotated[Path, typer.Option("--data", envvar="EDGEML_FLEET_DATA", help="The service's folder.")]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar=URL_VARIABLE, help="Where the service is; found by --data if it is here.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
+
+
+def open_client(data: Path, url: str | None) -> Client:
+    return Client(find_access(data, url))
+
+
+def print_answer(answer: object, json: bool, words: str) -> None:
+    typer.echo(jsonlib.dumps(answer, indent=2) if json else words)
