@@ -77,7 +77,7 @@ class Driven:
         self.desired: list[bytes] = []
         table = BrokerTable(url=url, protocol=protocol, connack_s=1.0, backoff_s=0.2, backoff_cap_s=0.5)  # type: ignore[arg-type]
         self.link = Link(
-            table, tenant="default", device="d1", token="t", ca=None, spool=self.spool,
+            table, tenant="default", device="d1", token="t", tls=None, spool=self.spool,
             describe=lambda session: State("d1", session, online=True), on_desired=self.desired.append,
             jitter=random.Random(1).random,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from edgeml.runtime.config import SamplesTable
 from edgeml.runtime.errands import Budget, Errands
 from edgeml.runtime.forget import Wish
 from edgeml.runtime.model import Model
-from edgeml.runtime.samples import Redact, SampleFolder, Sampler, load_hook
+from edgeml.runtime.samples import Redact, SampleFolder, Sampler, sample_hook
 from edgeml.runtime.spool import Spool
 from edgeml.wire.errors import ConfigError, LinkError, ServiceError
 from edgeml.wire.samples import decode_sample
@@ -259,19 +259,13 @@ def test_a_wish_outlives_a_power_cut_at_each_of_its_steps(tmp_path: Path) -> Non
 
 
 def test_a_hook_is_found_beside_the_settings_and_a_wrong_one_is_named(tmp_path: Path) -> None:
-    (tmp_path / "edgeml_test_privacy.py").write_text("def blur(inputs):\n    return None\n\nlimit = 3\n")
-    hook = load_hook("edgeml_test_privacy:blur", tmp_path)
+    (tmp_path / "edgeml_test_privacy.py").write_text("def blur(inputs):\n    return None\n")
+    hook = sample_hook(SamplesTable(redact="edgeml_test_privacy:blur"), tmp_path)
     assert hook is not None
     assert hook({}) is None
-    for wrong, words in (
-        ("edgeml_test_privacy", "module:function"),
-        ("edgeml_test_privacy:blurr", "blurr"),
-        ("edgeml_test_privacy:limit", "a function"),
-        ("no_such_module:blur", "no_such_module"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            load_hook(wrong, tmp_path)
-    assert load_hook(None, tmp_path) is None
+    with pytest.raises(ConfigError, match=r"\[samples\] redact = 'edgeml_test_privacy:blurr'"):
+        sample_hook(SamplesTable(redact="edgeml_test_privacy:blurr"), tmp_path)
+    assert sample_hook(SamplesTable(), tmp_path) is None
 
 
 def test_a_spool_that_was_erased_holds_no_bytes_of_its_messages_and_goes_on_counting(tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ from edgeml.runtime.config import AgentConfig, load_config
 from edgeml.runtime.device import Device, Job, Workers
 from edgeml.runtime.errands import Budget, Errands
 from edgeml.runtime.forget import SAMPLES, Wish, erase
-from edgeml.runtime.host import Host
+from edgeml.runtime.home_assistant import HomeAssistant, Shown
+from edgeml.runtime.host import Host, software
 from edgeml.runtime.http import make_pool
 from edgeml.runtime.loop import Loop
 from edgeml.runtime.model import Result
-from edgeml.runtime.samples import SampleFolder, Sampler, load_hook
+from edgeml.runtime.samples import SampleFolder, Sampler, sample_hook
 from edgeml.runtime.status import ErrandStatus, Status, StatusFile, status_of
+from edgeml.runtime.tls import service_tls
 from edgeml.wire.errors import ConfigError
 
 STOP_S: Final = 15.0  # how long a closing agent waits for each of its threads
@@ -103,7 +105,8 @@ class Agent:
 
     def __enter__(self) -> Self:
         table = self.config.samples
-        redact = None if table is None else load_hook(table.redact, Path(self.config.folder))
+        redact = None if table is None else sample_hook(table, Path(self.config.folder))
+        self._pool = make_pool(maxsize=2, tls=service_tls(self.config))
         self._lock = take_folder(self.config.data)
         if self._lock is None:  # two agents on one spool would send each other's numbers
             hint = "stop it, or give [device] another data folder"
@@ -113,13 +116,13 @@ class Agent:
             self._samples = SampleFolder(self.config.data / SAMPLES, cap_bytes=table.spool_bytes)
             self._sampler = Sampler(table, self._samples, redact)
         self._host = Host(self.config, sampler=self._sampler)
-        self._pool = make_pool(maxsize=2)
         self._update_worker = Worker("edgeml-update", done=self._wake)
         self._ask_worker = Worker("edgeml-ask", done=self._wake)
         workers = Workers(self._update_worker.submit, self._ask_worker.submit)
         self._loop: Loop | None = None
         try:
             self._device = Device(self.config, engine=self._host, sensor=self._host, workers=workers, pool=self._pool)
+            self._home = self._make_home()
             self._device.start()
         except BaseException:
             self._update_worker.stop()
@@ -142,6 +145,8 @@ class Agent:
         if self._loop is not None:
             self._loop.stop()
             self._thread.join(STOP_S)
+        if self._home is not None:
+            self._home.close()
         self._device.close()
         self._host.close()
         self._close_sampler()
@@ -183,6 +188,8 @@ class Agent:
             self._forget()
         if self._errands is not None:
             self._errands.tick()
+        if self._home is not None:
+            self._home.tick()
         self._status.refresh()
 
     def _forget(self) -> None:
@@ -193,6 +200,16 @@ class Agent:
             self._wish.erased(before_seq)
             if self._errands is None:
                 self._wish.fulfil()
+
+    def _make_home(self) -> HomeAssistant | None:
+        table = self.config.home_assistant
+        if table is None:
+            return None
+
+        def shown() -> dict[str, Shown]:
+            return {name: (serving.model.manifest, serving.last) for name, serving in self._host.answering().items()}
+
+        return HomeAssistant(self.config, table, shown, software())
 
     def _make_errands(self) -> Errands | None:
         poller, table = self._device.conversation.poller, self.config.samples

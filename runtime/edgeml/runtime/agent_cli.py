@@ -17,9 +17,10 @@ import typer
 from edgeml.runtime.agent import Agent, take_folder
 from edgeml.runtime.config import load_config
 from edgeml.runtime.forget import Wish, erase_alone
-from edgeml.runtime.samples import load_hook
+from edgeml.runtime.samples import sample_hook
 from edgeml.runtime.status import REWRITE_S, ModelStatus, Status, read_status, screen
 from edgeml.runtime.supervisor import Supervisor
+from edgeml.runtime.tls import broker_tls, service_tls
 from edgeml.wire.errors import ConfigError, EnvironmentProblem, LinkError, ServiceError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -62,6 +63,8 @@ def check(config: Config) -> None:
     for table in (found.service,):
         if table is not None and not found.path(table.root).is_file():
             raise ConfigError(f"TUF root {str(found.path(table.root))!r} is not there", hint="copy root.json from your fleet")
+    service_tls(found)
+    broker_tls(found)
     for name, model in found.models.items():
         if model.bundle is not None and not found.path(model.bundle).exists():
             raise ConfigError(f"bundle of model {name!r}: {str(found.path(model.bundle))!r} is not there")
@@ -75,7 +78,7 @@ def check(config: Config) -> None:
     )
     print(f"device   {found.device.id}\ndata     {found.data}\nservice  {fleet}\nbroker   {broker}")
     if found.samples is not None:
-        load_hook(found.samples.redact, Path(found.folder))
+        sample_hook(found.samples, Path(found.folder))
         redacted = f"redacted by {found.samples.redact}" if found.samples.redact else "as they are: no redaction"
         print(f"samples  inputs with a score below {found.samples.below:g} leave this device, {redacted}")
     for name, model in found.models.items():

@@ -67,6 +67,9 @@ class ServiceTable(_Table, frozen=True):
     poll_s: Seconds = 900.0  # how often to ask when there is no broker
     poll_after_s: Seconds = 60.0  # without the broker for so long, ask the service
     timeout_s: Seconds = 10.0
+    ca: str | None = None  # PEM file of who signed the service's certificate; None: the system's
+    cert: str | None = None  # PEM file by which the device is known (mTLS), beside its token
+    key: str | None = None  # PEM file of the certificate's key, without a password
 
 
 class BrokerTable(_Table, frozen=True):
@@ -76,7 +79,9 @@ class BrokerTable(_Table, frozen=True):
     connack_s: Seconds = 3.0  # some brokers never answer a CONNECT of a protocol they lack
     backoff_s: Seconds = 1.0
     backoff_cap_s: Seconds = 120.0
-    ca: str | None = None  # PEM file; None: the system's
+    ca: str | None = None  # PEM file of who signed the broker's certificate; None: the system's
+    cert: str | None = None  # PEM file by which the device is known (mTLS), beside its token
+    key: str | None = None  # PEM file of the certificate's key, without a password
 
 
 class UpdateTable(_Table, frozen=True):
@@ -193,6 +198,19 @@ class SamplesTable(_Table, frozen=True):
     spool_bytes: Count = 4 * 1024 * 1024  # waiting on disk, at most; the oldest goes first
 
 
+class HomeAssistantTable(_Table, frozen=True):
+    """Each model shows itself in a Home Assistant, by MQTT discovery. `enabled = false` takes back what was shown."""
+
+    enabled: bool = True
+    url: str | None = None  # `mqtt://host` of the home's broker; None: [broker]'s, with the device's own name and token
+    user: str | None = None
+    password: str | None = None
+    ca: str | None = None  # PEM file, for `mqtts://`; None: the system's
+    prefix: str = "homeassistant"  # of the topics that Home Assistant looks at
+    protocol: Literal["3.1.1", "5"] = "3.1.1"
+    every_s: Seconds = 5.0  # news of a model at most so often
+
+
 class AgentConfig(_Table, frozen=True):
     device: DeviceTable
     service: ServiceTable | None = None
@@ -203,10 +221,14 @@ class AgentConfig(_Table, frozen=True):
     fallback: FallbackTable | None = None
     log: LogTable | None = None
     samples: SamplesTable | None = None
+    home_assistant: HomeAssistantTable | None = None
     folder: str = "."  # where relative paths start; set by `load_config`
 
     def path(self, text: str) -> Path:
         return Path(self.folder) / text
+
+    def optional_path(self, text: str | None) -> Path | None:
+        return None if text is None else self.path(text)
 
     @property
     def data(self) -> Path:
@@ -258,6 +280,14 @@ def _check_addresses(config: AgentConfig, where: str) -> None:
         broker_address(config.broker.url)
         if config.service is None:
             raise ConfigError(f"{where!r} has [broker] and no [service]", hint="updates come from the service; add its url")
+    home = config.home_assistant
+    if home is not None:
+        if home.url is None and config.broker is None:
+            raise ConfigError(
+                f"{where!r} has [home_assistant] and no broker", hint='give it one: url = "mqtt://homeassistant.local"'
+            )
+        if home.url is not None:
+            broker_address(home.url)
     if config.samples is not None and config.service is None:
         raise ConfigError(f"{where!r} has [samples] and no [service]", hint="samples are sent to the service; add its url")
     for table in (config.service, config.fallback):

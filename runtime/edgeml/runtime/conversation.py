@@ -17,6 +17,7 @@ from edgeml.runtime.config import AgentConfig
 from edgeml.runtime.link import Link
 from edgeml.runtime.polling import Poller
 from edgeml.runtime.spool import Spool
+from edgeml.runtime.tls import broker_tls
 from edgeml.wire.errors import EdgemlError
 from edgeml.wire.messages import State
 
@@ -127,14 +128,15 @@ def _link(
     on_desired: Callable[[bytes], None],
     jitter: Callable[[], float],
 ) -> Link | None:
-    if config.broker is None or config.service is None:
+    broker = config.broker
+    if broker is None or config.service is None:
         return None
     return Link(
-        config.broker,
+        broker,
         tenant=config.device.tenant,
         device=config.device.id,
         token=config.service.token,
-        ca=None if config.broker.ca is None else str(config.path(config.broker.ca)),
+        tls=broker_tls(config),
         spool=spool,
         describe=describe,
         on_desired=on_desired,

@@ -27,6 +27,7 @@ from edgeml.runtime.journal import OLD_SUFFIX, STDERR
 from edgeml.runtime.polling import Poller
 from edgeml.runtime.samples import SampleFolder
 from edgeml.runtime.spool import Spool
+from edgeml.runtime.tls import service_tls
 
 FILE: Final = "forget.json"
 SAMPLES: Final = "samples"
@@ -109,7 +110,7 @@ def erase_alone(config: AgentConfig, wish: Wish) -> None:
     try:
         wish.erased(erase(config, spool, None))
         if config.service is not None and wish.before_seq is not None:
-            with make_pool(maxsize=1) as pool:
+            with make_pool(maxsize=1, tls=service_tls(config)) as pool:
                 service = config.service
                 poller = Poller(
                     service.url, service.token, pool=pool, spool=spool, on_desired=lambda _: None, timeout_s=service.timeout_s

@@ -26,94 +26,23 @@ from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.hook import load_hook
 from edgeml.runtime.hybrid import Hybrid
-from edgeml.runtime.install import Vitals, code_of
+from edgeml.runtime.install import Vitals
 from edgeml.runtime.journal import STDERR, Journal
-from edgeml.runtime.model import Engines, Model, Result, load_as, new_request_id
+from edgeml.runtime.model import Engines, Model, Result, load_as
 from edgeml.runtime.samples import Sampler
+from edgeml.runtime.serving import BackedUp, Serving
 from edgeml.runtime.shadow import Shadow
-from edgeml.runtime.swap import Leased, leased
+from edgeml.runtime.swap import leased
 from edgeml.runtime.telemetry import Window
 from edgeml.runtime.trial import try_bundle
 from edgeml.runtime.trust import Custom
 from edgeml.runtime.update import Tally
 from edgeml.runtime.variants import Arm
-from edgeml.wire.errors import BundleError, EdgemlError, EngineError, InputError, UpdateError
+from edgeml.wire.errors import BundleError, EdgemlError, EngineError, UpdateError
 from edgeml.wire.messages import ShadowCounts, State, Telemetry
 
 SPENT_FILE: Final = "spent.json"  # in the data folder: what the cloud has cost today
 ASYNC_CALLS: Final = 8  # of asyncio applications at once: some wait for the cloud, some make a batch
-
-
-BackedUp = Callable[[Model, Window], Hybrid]  # puts the cloud behind a version
-
-
-class Serving(Leased):
-    """One loaded version and what it did. `path` is the bundle it was loaded from."""
-
-    def __init__(
-        self,
-        model: Model,
-        path: Path,
-        backed_up: BackedUp | None,
-        now: float,
-        *,
-        watched: bool = True,
-        journal: Journal | None = None,
-        sampler: Sampler | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.path = path
-        self.window = Window(model.manifest, now, artifact=model.artifact, watched=watched)
-        self.runs = 0
-        self.errors = 0
-        self._hybrid = None if backed_up is None else backed_up(model, self.window)
-        self._journal, self._sampler = journal, sampler
-        self._lock = threading.Lock()
-
-    def run(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
-        if self._journal is None:
-            return self._answer(inputs, request_id)
-        identifier, started = request_id or new_request_id(), time.perf_counter()
-        try:
-            result = self._answer(inputs, identifier)
-        except EdgemlError as error:
-            code = "input" if isinstance(error, InputError) else code_of(error)
-            self._journal.failed(
-                self.model.name, self.model.version, request_id=identifier, latency_s=time.perf_counter() - started, code=code,
-                detail=str(error),
-            )  # fmt: skip
-            raise
-        self._journal.answered(result)
-        return result
-
-    def _answer(self, inputs: Mapping[str, Array], request_id: str | None) -> Result:
-        answer = self.model.run if self._hybrid is None else self._hybrid.run
-        self.window.observe(inputs)
-        try:
-            result = answer(inputs, request_id=request_id)
-        except InputError:
-            self.window.record_error("input")  # the caller's mistake says nothing about the version's health
-            raise
-        except EdgemlError as error:
-            self._count(failed=True)
-            self.window.record_error(code_of(error))
-            raise
-        self._count(failed=result.fallback == "error")  # the device failed, though the cloud answered
-        self.window.record(result)
-        if self._sampler is not None:
-            self._sampler.offer(self.model, inputs, result)
-        return result
-
-    def _count(self, *, failed: bool) -> None:
-        with self._lock:
-            self.runs += 1
-            self.errors += failed
-
-    def _close(self) -> None:
-        if self._hybrid is not None:
-            self._hybrid.close()
-        self.model.close()
 
 
 class Host:
@@ -160,6 +89,10 @@ class Host:
 
     def serving(self, model: str) -> Serving | None:
         return self._serving.get(model)
+
+    def answering(self) -> dict[str, Serving]:
+        """What answers now, by model."""
+        return dict(self._serving)
 
     def accepts(self, model: str, custom: Custom) -> None:
         serving, table = self._serving.get(model), self._table(model)
@@ -256,7 +189,7 @@ class Host:
             device="",
             session=0,
             online=True,
-            runtime=_version(),
+            runtime=software(),
             arch=platform.machine().lower(),
             engines={engine.name: engine.version for engine in self._board.engines.values()},
             ram_bytes=self._board.ram_bytes,
@@ -409,7 +342,8 @@ def _cloud(config: AgentConfig, table: FallbackTable, now: Callable[[], float]) 
     return gate, backed_up
 
 
-def _version() -> str:
+def software() -> str:
+    """The version of edgeml that runs here; empty where it was not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

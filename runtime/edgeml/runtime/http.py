@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -63,9 +64,9 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-def make_pool(*, maxsize: int) -> urllib3.PoolManager:
-    """A pool that retries nothing by itself."""
-    pool = urllib3.PoolManager(maxsize=maxsize, retries=False)
+def make_pool(*, maxsize: int, tls: ssl.SSLContext | None = None) -> urllib3.PoolManager:
+    """A pool that retries nothing by itself; `tls` `None`: the system's authorities."""
+    pool = urllib3.PoolManager(maxsize=maxsize, retries=False, ssl_context=tls)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return pool
 

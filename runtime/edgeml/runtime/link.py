@@ -20,7 +20,6 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeml.runtime.config import BrokerTable, broker_address
-from edgeml.wire.errors import ConfigError
 from edgeml.wire.messages import MESSAGE_LIMIT_BYTES, State, encode, topic
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class Link:
 
     Args:
         describe: the birth message for a session number; its last will is the same with `online=False`.
+        tls: for an encrypted broker.
         on_desired: what to do with the payload of a `desired` message; must not raise.
         jitter: uniform in [0, 1).
 
@@ -58,7 +58,7 @@ class Link:
         tenant: str,
         device: str,
         token: str,
-        ca: str | None,
+        tls: ssl.SSLContext | None,
         spool: Spool,
         describe: Callable[[int], State],
         on_desired: Callable[[bytes], None],
@@ -68,7 +68,7 @@ class Link:
     ) -> None:
         self._broker = broker
         self._host, self._port, encrypted = broker_address(broker.url)
-        self._tls = _tls_context(ca) if encrypted else None
+        self._tls = tls if encrypted else None
         self._tenant, self._device, self._token = tenant, device, token
         self._spool = spool
         self._describe = describe
@@ -268,10 +268,3 @@ class Link:
 
     def _topic(self, kind: Any) -> str:
         return topic(self._tenant, self._device, kind)
-
-
-def _tls_context(ca: str | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"broker ca {ca!r} cannot be used: {error}", hint="give a PEM file") from error

@@ -7,10 +7,8 @@ dropped and counted: an input is never kept because something went wrong. The fo
 from __future__ import annotations
 
 import contextlib
-import importlib
 import queue
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,9 +21,10 @@ import numpy as np
 from edgeml.runtime.atomic import discard, write_file
 from edgeml.runtime.backends import Array
 from edgeml.runtime.config import SamplesTable
+from edgeml.runtime.hook import load_hook
 from edgeml.runtime.model import Model, Result, new_request_id
 from edgeml.wire.contract import ITEM_BYTES
-from edgeml.wire.errors import ConfigError, LinkError
+from edgeml.wire.errors import LinkError
 from edgeml.wire.manifest import DType
 from edgeml.wire.samples import SampleHeader, SampleTensor, encode_sample
 
@@ -176,28 +175,13 @@ class Sampler:
         return "taken" if self._folder.add(sample_id, data, epoch) else "disk"
 
 
-def load_hook(where: str | None, folder: Path) -> Redact | None:
-    """The function that `module:function` names; the module is looked for in `folder` first.
+def sample_hook(table: SamplesTable, folder: Path) -> Redact | None:
+    """What the settings name as `redact`, if they do.
 
     Raises:
         ConfigError: there is no such module or function.
     """
-    if where is None:
-        return None
-    module, colon, name = where.partition(":")
-    if not module or not colon or not name:
-        raise ConfigError("[samples] redact", expected="module:function", got=repr(where))
-    sys.path.insert(0, str(folder.absolute()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise ConfigError(f"[samples] redact = {where!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise ConfigError("[samples] redact", expected="a function", got=f"{where!r}, a {type(found).__name__}")
-    hook: Redact = found
-    return hook
+    return None if table.redact is None else load_hook("[samples] redact", table.redact, folder)
 
 
 def _plain(array: object) -> Array:
