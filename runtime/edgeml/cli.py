@@ -28,6 +28,9 @@ class Command:
 COMMANDS: Final[dict[str, Command]] = {
     "export": Command("edgeml.exporter.cli", "export_app", "export", "Convert and quantize a model, and prove the result."),
     "inspect": Command("edgeml.runtime.cli", "inspect_app", None, "Show what is in a bundle or a model file."),
+    "explain": Command("edgeml.exporter.layers_cli", "explain_app", "export", "Show what each layer's precision costs."),
+    "diff": Command("edgeml.exporter.layers_cli", "diff_app", "export", "Compare two models layer by layer."),
+    "bisect": Command("edgeml.exporter.layers_cli", "bisect_app", "export", "Save the smallest piece that is wrong."),
     "verify": Command("edgeml.runtime.cli", "verify_app", None, "Check a bundle's bytes, then its golden vectors here."),
     "run": Command("edgeml.runtime.cli", "run_app", None, "Run a bundle on samples from an .npz file."),
     "bench": Command("edgeml.runtime.bench.cli", "app", None, "Measure how fast each artifact is, here or over ssh."),

@@ -103,7 +103,7 @@ def test_the_spoiled_layer_alone_is_left_float(quantizing: Callable[[float], Qua
     assert (found.record.kept, found.record.ended, found.record.tried[-1].status) == (1, True, "pass")
     assert len(found.record.ranked) == 4
     assert f"left float: '{bad_layer.SPOILED}' (Gemm)" in found.notes[-2]
-    assert "97.5 %" in found.notes[-1]
+    assert "97.5 %, since this artifact had 2 chances" in found.notes[-1]
 
 
 def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(
@@ -161,3 +161,4 @@ def test_what_is_not_decided_stays_if_no_set_decides_it(quantizing: Callable[[fl
     assert "would not decide it" in undecided.record.sentence
     assert missed.record.tried[-1].status == "inconclusive"
     assert missed.model is not None
+    assert missed.chances == 1 + len(missed.record.tried)

@@ -150,7 +150,7 @@ class Lane:
         return self.cache.call(self.judge, f"{JOBS}.{job}", depends, out=out, **arguments)
 
     def _judged(self, precision: Precision, model: Path, notes: list[str], found: Found | None = None) -> Made:
-        trial = self.trial if found is None else msgspec.structs.replace(self.trial, chances=CHANCES)
+        trial = self.trial if found is None else msgspec.structs.replace(self.trial, chances=found.chances)
         kept = [] if found is None else list(found.kept)
         try:
             with self.step(f"{self.format} {precision}") as step:

@@ -20,6 +20,7 @@ import msgspec
 
 from edgeml.exporter.artifact import Trial
 from edgeml.exporter.parity.compare import UNMEASURED
+from edgeml.exporter.parity.intervals import TAIL
 from edgeml.exporter.quantize.keep_float import Operator, Sensitivity, ranked, sizes
 from edgeml.exporter.repair_jobs import Looked, Quantizing
 from edgeml.exporter.report.structs import Repair, SetTried
@@ -28,7 +29,6 @@ from edgeml.exporter.step import Step
 from edgeml.wire.manifest import KeptFloat, Status
 
 CHANCES: Final = 2  # of being packed that an artifact has: as it is, and repaired
-WORSE: Final[dict[Status, int]] = {"pass": 0, "inconclusive": 1, "fail": 2}
 SHORT: Final = 40
 NAMED: Final = 12  # operators that notes name; the report has all
 
@@ -57,6 +57,7 @@ class Found:
     model: Path | None = None
     notes: tuple[str, ...] = ()
     kept: tuple[KeptFloat, ...] = ()
+    chances: int = CHANCES
 
 
 @dataclass(slots=True)
@@ -118,21 +119,29 @@ class Search:
                 step.note += f"; {short(worst.operator.name)!r} alone costs {_share(worst.error)} of the outputs' deviation"
 
     def _descend(self, order: Sequence[int]) -> Found:
-        """From the most left float to the fewest, as long as the verdict stays what the first was."""
+        """From the most left float to the fewest, while they pass; where already the first does not, while none fails.
+
+        A set that passes after one that did not proves nothing, so then the error is shared among all that were looked at.
+        """
+        accepted: frozenset[Status] = frozenset({"pass"})
         taken: tuple[SetTried, Path, list[str]] | None = None
         for size in order:
             tried, model, notes = self._try(size)
             self._tried.append(tried)
             if taken is None and (tried.status == "fail" or (tried.status == "inconclusive" == self.missed)):
                 return self._without(self._hopeless(tried))
-            if taken is not None and WORSE[tried.status] > WORSE[taken[0].status]:
+            if taken is None and tried.status == "inconclusive":
+                accepted = frozenset({"pass", "inconclusive"})
+            if tried.status not in accepted:
                 break
             taken = tried, model, notes
         assert taken is not None, "there is a first size"
         tried, model, notes = taken
         kept = tuple(_kept(one) for one in self._ranked[: tried.kept])
         sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {_said(tried)}"
-        return Found(self._record(sentence, taken=tried.kept), model, (*notes, *_notes(kept, tried, self._tried)), kept)
+        chances = CHANCES if len(accepted) == 1 else 1 + len(self._tried)
+        told = _notes(kept, self._tried, chances)
+        return Found(self._record(sentence, taken=tried.kept), model, (*notes, *told), kept, chances)
 
     def _try(self, size: int) -> tuple[SetTried, Path, list[str]]:
         kept = sorted(one.operator.name for one in self._ranked[:size])
@@ -188,7 +197,7 @@ def _kept(one: Sensitivity) -> KeptFloat:
     return KeptFloat(one.operator.name, one.operator.kind, one.error, one.extra_bytes)
 
 
-def _notes(kept: Sequence[KeptFloat], tried: SetTried, every: Sequence[SetTried]) -> list[str]:
+def _notes(kept: Sequence[KeptFloat], tried: Sequence[SetTried], chances: int) -> list[str]:
     notes = [
         f"left float: {short(one.name)!r} ({one.operator}), which alone costs {_share(one.error)} of the outputs' deviation; "
         f"{one.extra_bytes:+,} bytes"
@@ -196,10 +205,11 @@ def _notes(kept: Sequence[KeptFloat], tried: SetTried, every: Sequence[SetTried]
     ]
     if len(kept) > NAMED:
         notes.append(f"left float: {len(kept) - NAMED} operators more")
-    looks = ", ".join(str(one.kept) for one in every)
+    looks = ", ".join(str(one.kept) for one in tried)
+    level = 100 * (1 - TAIL / chances)
     notes.append(
-        f"{_operators(tried.kept)} left float is the least that keeps the verdict; sets of {looks} were looked at in this "
-        "order, which calibration samples fixed before; the bound is of 97.5 %, since this was a second chance"
+        f"sets of {looks} left float were looked at in this order, which calibration samples fixed before; the bound is of "
+        f"{level:.4g} %, since this artifact had {chances} chances"
     )
     return notes
 
