@@ -14,7 +14,7 @@ from tests.unit.mil_builder import package
 
 def _tflite(tensors: list[tuple[int, list[int], Any]]) -> bytes:
     """A graph of constants (type, shape, buffer) without an operator."""
-    import flatbuffers  # type: ignore[import-untyped]  # ships no annotations
+    import flatbuffers
 
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version, model.buffers, graph.tensors = 3, [schema.BufferT()], []

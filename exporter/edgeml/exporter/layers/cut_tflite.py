@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from edgeml.exporter.source.tflite_graphs import pack_model
+
 
 def cut_tflite(data: bytes, inputs: Sequence[int], output: int) -> bytes:
     """The operators that the tensor `output` is computed by from the tensors `inputs` (indices of the main graph).
 
     What they read from constants alone comes along; all other operators and buffers are left out.
     """
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model: Any = schema.ModelT.InitFromPackedBuf(data, 0)
@@ -36,6 +37,4 @@ def cut_tflite(data: bytes, inputs: Sequence[int], output: int) -> bytes:
         if number not in buffers:
             buffer.data = None
     model.subgraphs, model.signatureDefs, model.metadata, model.metadataBuffer = [graph], None, None, None
-    builder = flatbuffers.Builder(len(data) // 2)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return pack_model(model)

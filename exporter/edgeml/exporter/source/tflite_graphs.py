@@ -57,7 +57,7 @@ def put_first(parsed: Any, index: int) -> None:
 
 def pack_model(parsed: Any) -> bytes:
     """The bytes of a `ModelT`, buffers aligned as the schema asks for."""
-    import flatbuffers  # type: ignore[import-untyped]  # ships no annotations
+    import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # the library is untyped
         """The generated code forgets `force_align: 16` on buffers; kernels read weights in such steps."""
