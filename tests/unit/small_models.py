@@ -45,27 +45,58 @@ def onnx_model(
 
 def dense_tflite(weights: Array, bias: Array) -> bytes:
     """x (1, inputs) -> y (1, outputs); `weights` are (outputs, inputs)."""
+    shapes = {"x": (1, weights.shape[1]), "w": weights.shape, "b": bias.shape, "y": (1, len(weights))}
+    return _tflite(shapes, {"w": weights, "b": bias}, [("FULLY_CONNECTED", ["x", "w", "b"], "y")])
+
+
+def joined_tflite(first: Array, second: Array) -> bytes:
+    """x (1, inputs) -> y (1, rows of both): two dense layers without biases, p and q, side by side."""
+    shapes = {
+        "x": (1, first.shape[1]), "v": first.shape, "w": second.shape, "p": (1, len(first)), "q": (1, len(second)),
+        "y": (1, len(first) + len(second)),
+    }  # fmt: skip
+    operators = [
+        ("FULLY_CONNECTED", ["x", "v", ""], "p"), ("FULLY_CONNECTED", ["x", "w", ""], "q"), ("CONCATENATION", ["p", "q"], "y"),
+    ]  # fmt: skip
+    return _tflite(shapes, {"v": first, "w": second}, operators)
+
+
+def _tflite(
+    shapes: dict[str, tuple[int, ...]], constants: dict[str, Array], operators: list[tuple[str, list[str], str]]
+) -> bytes:
+    """A graph from the first of `shapes` to the last; an input called "" is left out."""
     schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
     flatbuffers: Any = importlib.import_module("flatbuffers")
-    layer = schema.OperatorT()
-    layer.opcodeIndex, layer.inputs, layer.outputs = 0, [0, 1, 2], [3]
-    layer.builtinOptionsType, layer.builtinOptions = (
-        schema.BuiltinOptions.FullyConnectedOptions,
-        schema.FullyConnectedOptionsT(),
-    )
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
-    code.version = 1
+    names, held, kinds = list(shapes), list(constants), list(dict.fromkeys(kind for kind, _, _ in operators))
     graph = schema.SubGraphT()
-    shapes = {"x": (1, weights.shape[1]), "w": weights.shape, "b": bias.shape, "y": (1, len(weights))}
-    graph.tensors = [_tensor(schema, name, shape, "xwby".index(name) % 3) for name, shape in shapes.items()]
-    graph.inputs, graph.outputs, graph.operators = [0], [3], [layer]
+    graph.tensors = [
+        _tensor(schema, name, shape, held.index(name) + 1 if name in held else 0) for name, shape in shapes.items()
+    ]
+    graph.inputs, graph.outputs, graph.operators = [0], [len(names) - 1], []
+    for kind, inputs, output in operators:
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.outputs = kinds.index(kind), [names.index(output)]
+        operator.inputs = [names.index(name) if name else -1 for name in inputs]
+        form = {"FULLY_CONNECTED": "FullyConnectedOptions", "CONCATENATION": "ConcatenationOptions"}[kind]
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, form)
+        operator.builtinOptions = getattr(schema, f"{form}T")()
+        if kind == "CONCATENATION":
+            operator.builtinOptions.axis = 1
+        graph.operators.append(operator)
     model = schema.ModelT()
-    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.buffers = [_buffer(schema, data) for data in (b"", weights.tobytes(), bias.tobytes())]
+    model.version, model.subgraphs = 3, [graph]
+    model.operatorCodes = [_code(schema, kind) for kind in kinds]
+    model.buffers = [_buffer(schema, data) for data in (b"", *(values.tobytes() for values in constants.values()))]
     builder = flatbuffers.Builder(1 << 14)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _code(schema: Any, kind: str) -> Any:
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, kind)
+    code.version = 1
+    return code
 
 
 def dense_coreml(weights: Array, bias: Array) -> bytes:

@@ -214,14 +214,14 @@ def quantize(
     out: str,
     inputs: list[Any],
     ranges: Ranges = "auto",
-) -> list[str]:
-    """Job: write a smaller form of an fp32 model; gives notes. `inputs` are the fp32 model's bindings."""
+) -> dict[str, list[str]]:
+    """Job: write a smaller form of an fp32 model; gives notes and warnings. `inputs` are the fp32 model's bindings."""
     feeds = feeds_of(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
     if feeds is None and precision in CALIBRATED[format]:
         raise PlanError(f"{precision} without calibration samples", hint="give --calib")
     quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds, ranges)
     Path(out).write_bytes(quantized.model)
-    return list(quantized.notes)
+    return {"notes": list(quantized.notes), "warnings": list(quantized.warnings)}
 
 
 def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None, Ranges], Quantized]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from edgeml.exporter.calibrate.samples import sample_warnings
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.samples import Samples, load_samples, make_samples
 from edgeml.runtime.backends import Array
@@ -27,6 +28,7 @@ class Data:
     calibration: Samples | None
     evaluation: Samples | None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = ()) -> Data:
@@ -40,12 +42,11 @@ def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = (
     calibration = _numbered(load_samples(plan.calib, signature, any_labels=own), numbers) if plan.calib else None
     evaluation = _numbered(load_samples(plan.evaluation, signature, any_labels=own), numbers) if plan.evaluation else None
     if evaluation is not None:
-        notes: tuple[str, ...] = ()
-        if calibration is not None and (shared := evaluation.overlap(calibration)):
-            notes = (f"{shared} of {len(evaluation)} evaluation samples are calibration samples too.",)
-        return Data(evaluation, calibration, evaluation, notes)
+        warnings = sample_warnings(calibration, evaluation) if calibration is not None else ()
+        return Data(evaluation, calibration, evaluation, warnings=warnings)
     if calibration is not None:
-        return Data(calibration, calibration, None, ("Judged on the calibration samples: no evaluation samples were given.",))
+        notes = ("Judged on the calibration samples: no evaluation samples were given.",)
+        return Data(calibration, calibration, None, notes, sample_warnings(calibration, None))
     noise = make_samples({spec.name: _draw(spec, plan.seed + index) for index, spec in enumerate(signature.inputs)})
     return Data(noise, None, None, (f"Judged on {DRAWN} samples of noise: no samples were given.",))
 

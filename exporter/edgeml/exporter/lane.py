@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class Lane:
                     "model": whole.artifact.sha256, "format": self.format, "precision": precision, "task": self.trial.task,
                     "calibration": self.calibrated, "inputs": inputs, "ranges": self.plan.ranges,
                 }  # fmt: skip
-                notes, kept = self.cache.call(
+                told, kept = self.cache.call(
                     self.judge, f"{JOBS}.artifact:quantize", depends, out=out,
                     trial=msgspec.to_builtins(self.trial), format=self.format, precision=precision, model=str(model),
                     inputs=inputs, ranges=self.plan.ranges,
@@ -111,7 +111,7 @@ class Lane:
                 step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
         except EdgemlError as error:
             return Made(self.format, precision, None, None, error)
-        made = self._judged(precision, out, list(notes))
+        made = replace(self._judged(precision, out, [*told["notes"], *told["warnings"]]), warnings=tuple(told["warnings"]))
         if not self._may_repair(made):
             return made
         try:
@@ -123,7 +123,7 @@ class Lane:
         if found.model is None:
             return made.with_search(found.record, found.record.sentence)
         again = self._judged(precision, found.model, list(found.notes), found)
-        return again.with_search(found.record, found.record.sentence)
+        return replace(again, warnings=made.warnings).with_search(found.record, found.record.sentence)
 
     def _may_repair(self, made: Made) -> bool:
         """Whether operators left float could help: it missed its budget, or is no form of the source, or is not decided yet."""

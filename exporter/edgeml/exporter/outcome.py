@@ -36,6 +36,7 @@ class Made:
     model: Path | None
     error: EdgemlError | None
     repair: Repair | None = None
+    warnings: tuple[str, ...] = ()  # of the quantization: what a person should look at
 
     def with_search(self, repair: Repair | None, sentence: str) -> Made:
         """With what came of a search for operators to leave float; an error says it, too."""
@@ -110,6 +111,15 @@ def artifact_report(made: Made) -> ArtifactReport:
         deferral=artifact.deferral, deferral_reason=made.judged.reason if made.judged.deferral != "pass" else None,
         kept_float=artifact.kept_float, repair=made.repair, by_class=made.judged.by_class,
     )  # fmt: skip
+
+
+def warnings_of(made: Sequence[Made]) -> tuple[str, ...]:
+    """What quantizing warned of, each sentence once, after the artifacts it is about: `onnx int8, int16: …`."""
+    about: dict[tuple[Format, str], list[Precision]] = {}
+    for one in made:
+        for warning in one.warnings:
+            about.setdefault((one.format, warning), []).append(one.precision)
+    return tuple(f"{format_} {', '.join(precisions)}: {text}" for (format_, text), precisions in about.items())
 
 
 def summary(made: Sequence[Made], *, packed: bool) -> str:

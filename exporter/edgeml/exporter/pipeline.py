@@ -22,7 +22,7 @@ from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.lane import JOBS, Lane, from_cache
 from edgeml.exporter.lifeline import work_folder
 from edgeml.exporter.metric import CLASSES, VALUES
-from edgeml.exporter.outcome import Made, artifact_report, exit_code, libraries, summary
+from edgeml.exporter.outcome import Made, artifact_report, exit_code, libraries, summary, warnings_of
 from edgeml.exporter.pack import check_folder, move_all, pack
 from edgeml.exporter.parity import TaskKind, class_output, detect_task, score
 from edgeml.exporter.parity.deferral import check_goal, source_post
@@ -307,6 +307,7 @@ class _Run:
             budget=self.plan.max_drop,
             environment={**machine, **libraries(model, self.plan.formats)},
             options=self.plan.options(),
+            warnings=(*data.warnings, *warnings_of(made)),
             notes=(*self.plan.notes, *self._misfits(made), *data.notes, *model.notes),
             stages=tuple(self.stages),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -67,6 +67,10 @@ class Samples:
         theirs = set(other._hashes())
         return sum(digest in theirs for digest in self._hashes())
 
+    def distinct(self) -> int:
+        """How many samples differ from each other, by content; labels do not count."""
+        return len(set(self._hashes()))
+
     def describe(self, other: Samples | None = None) -> DataSet:
         """This set as a manifest names it, with its overlap with `other`."""
         return DataSet(count=len(self), sha256=self.sha256, overlap=self.overlap(other) if other is not None else 0)

@@ -9,21 +9,23 @@ import numpy as np
 
 from edgeml.exporter.calibrate.statistics import Pass, Statistics
 
-LEAST_SAMPLES: Final = 100  # below it ranges still move by whole steps from draw to draw
+NAMED: Final = 5
 FLOAT16_LIMIT: Final = 6.0e4  # a margin below 65504, the largest float16
 
 
-def calibration_notes(statistics: Mapping[str, Statistics], samples: int) -> tuple[str, ...]:
-    """Notes on too few samples and on tensors that never change or would overflow as float16."""
-    notes = []
-    if samples < LEAST_SAMPLES:
-        notes.append(f"calibrated on {samples} samples; {LEAST_SAMPLES} or more give steadier ranges")
-    if constant := sorted(name for name, seen in statistics.items() if seen.is_constant):
-        notes.append(f"never changes over the calibration samples: {_list(constant)}")
-    large = sorted(name for name, seen in statistics.items() if max(-seen.low, seen.high) > FLOAT16_LIMIT)
-    if large:
-        notes.append(f"beyond {FLOAT16_LIMIT:g}, would overflow as float16: {_list(large)}")
-    return tuple(notes)
+def calibration_notes(statistics: Mapping[str, Statistics]) -> tuple[str, ...]:
+    """A note on tensors that never change: no range can be told from them."""
+    constant = sorted(name for name, seen in statistics.items() if seen.is_constant)
+    return (f"never changes over the calibration samples: {_list(constant)}",) if constant else ()
+
+
+def overflow_warnings(beyond: Mapping[str, float]) -> tuple[str, ...]:
+    """What came of values that float16 does not hold, named with their largest magnitude."""
+    if not beyond:
+        return ()
+    named = [f"{name!r} ({value:.3g})" for name, value in sorted(beyond.items(), key=lambda item: -item[1])]
+    listed = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+    return (f"beyond {FLOAT16_LIMIT:g}, about the most that float16 holds, and so kept float32: {listed}; scale them down",)
 
 
 def beyond_float16(run: Pass) -> dict[str, float]:
@@ -37,5 +39,5 @@ def beyond_float16(run: Pass) -> dict[str, float]:
 
 
 def _list(names: Collection[str]) -> str:
-    shown = [repr(name) for name in list(names)[:5]]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    shown = [repr(name) for name in list(names)[:NAMED]]
+    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -82,7 +82,16 @@ class Seen:
 
     def without(self, left_out: int | None = None) -> dict[str, Statistics]:
         """Statistics by tensor over all parts but one."""
-        return {name: self._merged(parts, left_out) for name, parts in self._tensors.items()}
+        return {name: self._merged(parts, left_out, _span(parts)) for name, parts in self._tensors.items()}
+
+    def half(self, number: int) -> dict[str, Statistics]:
+        """Statistics over the parts of an even number (0) or an odd one (1): two sets of samples that share none."""
+        halves = {name: parts[number::2] for name, parts in self._tensors.items()}
+        return {
+            name: self._merged(parts, None, _span(self._tensors[name]))
+            for name, parts in halves.items()
+            if any(part.samples for part in parts)
+        }
 
     def see(self, number: int, tensors: Mapping[str, Array]) -> None:
         for name, values in tensors.items():
@@ -102,7 +111,7 @@ class Seen:
                 parts[number % self._parts].count(values, _span(parts))
 
     @staticmethod
-    def _merged(parts: list[_Part], left_out: int | None) -> Statistics:
+    def _merged(parts: list[_Part], left_out: int | None, span: tuple[float, float]) -> Statistics:
         kept = [part for i, part in enumerate(parts) if i != left_out and part.samples]
         samples = sum(part.samples for part in kept)
         return Statistics(
@@ -110,7 +119,7 @@ class Seen:
             high=max(part.high for part in kept),
             average_low=sum(part.sum_low for part in kept) / samples,
             average_high=sum(part.sum_high for part in kept) / samples,
-            span=_span(parts),
+            span=span,
             counts=np.sum([part.counts for part in kept], axis=0),
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT, beyond_float16
+from edgeml.exporter.calibrate.checks import beyond_float16, overflow_warnings
 from edgeml.exporter.calibrate.coreml import watch_coreml
 from edgeml.exporter.calibrate.feeds import Feeds, at_most
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
@@ -35,12 +35,8 @@ def smaller_coreml(model: bytes, precision: Precision, feeds: Feeds | None, rang
     """
     beyond = {} if feeds is None else beyond_float16(watch_coreml(model, at_most(feeds, LOOKED_AT)))
     half = to_fp16_coreml(model, beyond, least_version=IOS18 if precision == "int4-weights" else 0)
-    notes = []
-    if beyond:
-        named = ", ".join(f"{name!r} ({value:.3g})" for name, value in sorted(beyond.items())[:5])
-        notes.append(f"beyond {FLOAT16_LIMIT:g}, the most float16 holds, and so computed in float32: {named}")
     made = _from_half(half, precision, feeds, ranges)
-    return Quantized(made.model, (*made.notes, *notes))
+    return Quantized(made.model, made.notes, (*overflow_warnings(beyond), *made.warnings))
 
 
 def _from_half(half: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges) -> Quantized:

@@ -13,6 +13,7 @@ from edgeml.exporter.calibrate.choose import LEAST_SAMPLES, first_good, output_e
 from edgeml.exporter.calibrate.coreml import watch_coreml
 from edgeml.exporter.calibrate.feeds import Feeds, count, outputs, part
 from edgeml.exporter.calibrate.observers import OBSERVERS, Range
+from edgeml.exporter.calibrate.stability import unstable
 from edgeml.exporter.calibrate.statistics import Statistics, gather
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
@@ -56,8 +57,8 @@ def to_w8a8(half: bytes, feeds: Feeds, ranges: Ranges) -> Quantized:
     rounded = count_operations(result).get("quantize", 0)
     if not rounded:
         raise UnsupportedError("no operation of this model computes on integers in Core ML", hint="ask for int8-weights")
-    notes = (f"{rounded} activations are int8, ranges by {way}, {note}", *calibration_notes(whole, samples))
-    return Quantized(result, notes)
+    notes = (f"{rounded} activations are int8, ranges by {way}, {note}", *calibration_notes(whole))
+    return Quantized(result, notes, unstable(seen.half(0), seen.half(1)))
 
 
 def with_activations(model: bytes, ranges: Mapping[str, Range]) -> bytes:

@@ -81,7 +81,7 @@ class StaticTuner:
         self._way, self._notes = choose(self._bench, model, ranges) if bits == 8 else choose16(self._bench, ranges)
         self._some = part(feeds, 0, max(1, -(-count(feeds) // RANKING_SAMPLES)))
         self._wanted = self._bench.run(model, self._some)
-        self.operators = tuple(Operator(kind, name) for kind, name in network.operators())
+        self.operators = tuple(Operator(kind, name) for kind, name in self._bench.network.operators())
 
     def alone(self, name: str | None) -> Alone:
         others = frozenset(operator.name for operator in self.operators) - {name}

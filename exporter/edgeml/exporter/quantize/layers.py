@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.observers import Range
 from edgeml.exporter.calibrate.statistics import Pass
+from edgeml.exporter.quantize.joins import Join
 from edgeml.runtime.backends import Array, Backend
 
 POSITIONS: Final = 64  # windows looked at per sample and layer, evenly spread: more say the same about the inputs' covariance
@@ -73,6 +74,7 @@ class Network(Protocol):
 
     layers: tuple[Layer, ...]
     links: tuple[Link, ...]
+    joins: tuple[Join, ...]
 
     def copy(self) -> Self: ...
 

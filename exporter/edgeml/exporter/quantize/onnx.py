@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from edgeml.exporter.calibrate.checks import FLOAT16_LIMIT, beyond_float16
+from edgeml.exporter.calibrate.checks import beyond_float16, overflow_warnings
 from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.onnx import watch_onnx
 from edgeml.exporter.precision import Ranges
@@ -139,10 +139,7 @@ def to_fp16_onnx(model: bytes, feeds: Feeds | None = None) -> Quantized:
         raise UnsupportedError("no operator of this model can run on float16", hint="ask for fp32")
     shorten_names(half)
     notes = [f"{kept} operators stay float32"] if kept else []
-    if beyond:
-        named = ", ".join(f"{name!r} ({value:.3g})" for name, value in sorted(beyond.items())[:5])
-        notes.append(f"beyond {FLOAT16_LIMIT:g}, the most float16 holds, and so kept float32: {named}")
-    return Quantized(half.SerializeToString(deterministic=True), tuple(notes))
+    return Quantized(half.SerializeToString(deterministic=True), tuple(notes), overflow_warnings(beyond))
 
 
 def _has_half(proto: Any) -> bool:

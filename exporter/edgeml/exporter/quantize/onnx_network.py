@@ -14,8 +14,9 @@ from edgeml.exporter.calibrate.observers import Range
 from edgeml.exporter.calibrate.onnx import watch_onnx
 from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.exporter.quantize.fold import attribute, consumers, initializers, set_tensor
+from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
-from edgeml.exporter.quantize.qdq import ACTIVATIONS, COMPUTING, LAYERS, float_nodes, insert, shorten_names
+from edgeml.exporter.quantize.qdq import ACTIVATIONS, COMPUTING, LAYERS, MOVING, float_nodes, insert, shorten_names
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 
@@ -41,6 +42,8 @@ class OnnxNetwork:
             [output.name for output in proto.graph.output],
             _channels(proto),
         )
+        operations = [Operation(node.op_type, tuple(node.input), node.output[0]) for node in proto.graph.node]
+        self.joins = find_joins(operations, "Concat", MOVING | SCALABLE)
         self._swapped = {
             node.input[1] for node in proto.graph.node if node.op_type == "Gemm" and not attribute(node, "transB", 0)
         }

@@ -13,9 +13,11 @@ from edgeml.exporter.calibrate.checks import calibration_notes
 from edgeml.exporter.calibrate.choose import FOLDS, LEAST_SAMPLES, first_good, judge
 from edgeml.exporter.calibrate.feeds import Feeds, count, outputs
 from edgeml.exporter.calibrate.observers import OBSERVERS
+from edgeml.exporter.calibrate.stability import unstable
 from edgeml.exporter.calibrate.statistics import Seen, Statistics, gather
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.equalize import equalized
+from edgeml.exporter.quantize.joins import apart
 from edgeml.exporter.quantize.layers import Inputs, Network
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.rounding import round_layer
@@ -57,7 +59,8 @@ class Bench:
     """
 
     def __init__(self, network: Network, feeds: Feeds) -> None:
-        self.network, self.feeds = network, feeds
+        self.network, self.mixed = apart(network, feeds)
+        self.feeds = feeds
         self._watched: dict[bool, _Watched] = {}
         self._rounded: dict[tuple[bool, int | None], tuple[Network, dict[str, Array]]] = {}
 
@@ -76,6 +79,11 @@ class Bench:
 
     def seen(self, equalize: bool, left_out: int | None = None) -> dict[str, Statistics]:
         return self._watch(equalize).seen.without(left_out)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look at: joined tensors that were kept float, ranges that half of the samples tell otherwise."""
+        seen = self._watch(equalize=False).seen
+        return (*self.mixed, *unstable(seen.half(0), seen.half(1)))
 
     def run(self, model: bytes, feeds: Feeds) -> list[Array]:
         return outputs(self.network.open(model), feeds)
@@ -115,21 +123,21 @@ def to_int16(network: Network, feeds: Feeds, ranges: Ranges = "auto") -> Quantiz
     """int8 weights, 16-bit activations."""
     bench = Bench(network, feeds)
     way, notes = choose16(bench, ranges)
-    return Quantized(bench.quantize(way, bits=16), notes)
+    return Quantized(bench.quantize(way, bits=16), notes, bench.warnings())
 
 
 def choose16(bench: Bench, ranges: Ranges = "auto") -> tuple[Way, tuple[str, ...]]:
     """The way for 16-bit activations, and notes: there is nothing to compare."""
     way = WIDE if ranges == "auto" else Way(ranges, equalize=False)
     note = f"activations of 16 bits, ranges by {way}"
-    return way, (note, *calibration_notes(bench.seen(equalize=False), count(bench.feeds)))
+    return way, (note, *calibration_notes(bench.seen(equalize=False)))
 
 
 def to_int8(network: Network, model: bytes, feeds: Feeds, ranges: Ranges = "auto") -> Quantized:
     """The best int8 form of `model`, whose network this is."""
     bench = Bench(network, feeds)
     way, notes = choose(bench, model, ranges)
-    return Quantized(bench.quantize(way), notes)
+    return Quantized(bench.quantize(way), notes, bench.warnings())
 
 
 def choose(bench: Bench, model: bytes, ranges: Ranges = "auto") -> tuple[Way, tuple[str, ...]]:
@@ -152,7 +160,7 @@ def choose(bench: Bench, model: bytes, ranges: Ranges = "auto") -> tuple[Way, tu
         errors |= judged(tuple(way for way in ways if way not in errors))
         way = ways[first_good([errors[way] for way in ways])]
         note = _note(way, errors, asked=ranges != "auto")
-    return way, (note, *calibration_notes(bench.seen(way.equalize), samples))
+    return way, (note, *calibration_notes(bench.seen(way.equalize)))
 
 
 def _note(way: Way, errors: Mapping[Way, float], *, asked: bool) -> str:

@@ -15,6 +15,7 @@ from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.observers import Range
 from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.exporter.calibrate.tflite import watch_tflite
+from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
 from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4
 from edgeml.exporter.quantize.tflite_recipe import write_static, write_weights
@@ -69,6 +70,8 @@ class TfliteNetwork:
             for kind, _, inputs, output in operators
         ]
         self.links = links(steps, outputs, channels)
+        operations = [Operation(kind, inputs, output) for kind, _, inputs, output in operators]
+        self.joins = find_joins(operations, "CONCATENATION", MOVING)
 
     def copy(self) -> Self:
         return self.keeping(frozenset())
