@@ -107,6 +107,17 @@ def test_int8_is_matched_though_its_names_are_gone_and_its_channels_rescaled(fol
     assert found.kernel_max_abs < 0.05
 
 
+def test_layers_behind_a_spoiled_one_are_still_found_by_their_place(folder: Path) -> None:
+    bad, int8 = (open_subject(str(folder / name)) for name in ("bad.onnx", "bad-int8.onnx"))
+
+    found = compare_subjects(bad, int8, folder / "bad.npz").found
+
+    assert [(layer.tensor, layer.matched_by) for layer in found.layers] == [
+        ("h0", "place"), ("h1", "place"), ("h2", "place"), ("y", "name"),
+    ]  # fmt: skip
+    assert found.source == bad_layer.SPOILED
+
+
 def test_a_wrong_channel_is_no_rescaled_one() -> None:
     """A factor on a channel that nothing after it takes out again is an error, however well it explains the difference."""
     rng = np.random.default_rng(6)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -26,6 +26,12 @@ ELEMENTS: Final = 4096  # of a tensor that are compared to find pairs
 LEAST_SAMPLES: Final = 4
 CERTAIN: Final = 0.9999
 HAIR: Final = 0.001
+PASSING: Final = frozenset(
+    {"Rounding", "QUANTIZE", "DEQUANTIZE", "Identity", "Cast", "cast", "CAST", "Relu", "RELU", "relu", "Clip", "RELU6", "relu6",
+     "Reshape", "RESHAPE", "reshape", "Flatten", "Squeeze", "SQUEEZE", "squeeze", "Transpose", "TRANSPOSE", "transpose",
+     "quantize", "dequantize"}
+)  # fmt: skip
+"""Operators that one model may have and another leave out, or fuse."""
 SAME_KIND: Final = (
     {"Conv", "CONV_2D", "DEPTHWISE_CONV_2D", "conv"},
     {"Gemm", "MatMul", "FULLY_CONNECTED", "BATCH_MATMUL", "linear", "matmul"},
@@ -108,30 +114,42 @@ def _by_value(a: Trace, b: Trace, tensors_a: Sequence[str], tensors_b: Sequence[
 def _by_place(a: Trace, b: Trace, found: Mapping[str, Pair]) -> dict[str, Pair]:
     added: dict[str, Pair] = {}
     free = set(_left(_tensors(b), found))
+    makers_a, makers_b = a.makers(), b.makers()
     for operator in a.operators:
         for position, name in enumerate(operator.outputs):
             if name in found or name not in a.values or a.values[name].dtype.kind != "f":
                 continue
-            sources = [pair.b for source in operator.inputs if (pair := found.get(source) or added.get(source)) is not None]
-            if not sources or len(sources) != len([s for s in operator.inputs if s in a.values]):
+            known = {**found, **added}
+            through = {} if operator.kind in PASSING else makers_a
+            sources = [_before(source, through, known) for source in operator.inputs if source in a.values]
+            pairs = [known[source] for source in sources if source in known]
+            if not pairs or len(pairs) < len(sources):
                 continue
-            for other in _readers(b, sources, operator):
+            taken = {pair.b for pair in known.values()}
+            through = {} if operator.kind in PASSING else makers_b
+            for other in _readers(b, [pair.b for pair in pairs], operator, through, taken):
                 mine = other.outputs[position] if position < len(other.outputs) else ""
-                if mine not in free:
-                    continue
-                orders = list(_orders(_squeezed(a.values[name]).shape[1:], _squeezed(b.values[mine]).shape[1:]))
-                if orders:
-                    best = max(orders, key=lambda order, mine=mine, name=name: _score(a.values[name], b.values[mine], order))  # type: ignore[misc]
-                    added[name] = Pair(name, mine, "place", best)
+                order = _best_order(a.values[name], b.values[mine])[1] if mine in free else None
+                if order is not None and (order or _squeezed(a.values[name]).ndim < 2):
+                    added[name] = Pair(name, mine, "place", order)
                     free.discard(mine)
                     break
     return added
 
 
-def _readers(trace: Trace, sources: Sequence[str], like: Operator) -> Iterator[Operator]:
-    """Operators of the same kind that read just these tensors."""
+def _before(name: str, makers: Mapping[str, Operator], known: Collection[str]) -> str:
+    """The tensor itself if it is known, else what it is made of by operators that only pass it on."""
+    while name not in known and name in makers and makers[name].kind in PASSING and makers[name].inputs:
+        name = makers[name].inputs[0]
+    return name
+
+
+def _readers(
+    trace: Trace, sources: Sequence[str], like: Operator, makers: Mapping[str, Operator], known: Collection[str]
+) -> Iterator[Operator]:
+    """Operators of the same kind that read just these tensors, be it through operators that only pass them on."""
     for operator in trace.operators:
-        read = [name for name in operator.inputs if name in trace.values]
+        read = [_before(name, makers, known) for name in operator.inputs if name in trace.values]
         if sorted(read) == sorted(sources) and _same_kind(operator.kind, like.kind):
             yield operator
 
