@@ -23,12 +23,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def mosquitto(folder: Path, port: int) -> Iterator[str]:
-    """An open broker; gives its url."""
+def mosquitto(folder: Path, port: int, more: str = "") -> Iterator[str]:
+    """An open broker, with `more` lines in its settings; gives its url."""
     if MOSQUITTO is None:
         pytest.skip("no mosquitto here: apt-get install mosquitto")
     settings = folder / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n{more}")
     process = subprocess.Popen([MOSQUITTO, "-c", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _await_port(port)
