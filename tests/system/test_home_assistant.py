@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 import socket
@@ -17,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml.runtime.agent import Agent
 from edgeml.runtime.home_assistant import Face, object_id
+from tests.conftest import ROOT
 from tests.system.brokers import free_port, mosquitto
 from tests.system.fleet_clients import until
 from tests.unit.bundles import make_bundle, samples
@@ -53,7 +55,7 @@ class Home:
     def sensors(self) -> dict[str, dict[str, Any]]:
         """Discovered sensors by what they show."""
         found = {t: json.loads(p) for t, p in self.topics.items() if t.startswith("homeassistant/")}
-        return {topic.split("/")[2].rpartition("toy_")[2]: config for topic, config in found.items()}
+        return {topic.split("/")[3].rpartition("toy_")[2]: config for topic, config in found.items()}
 
     def value(self, what: str) -> str:
         """What the sensor shows, by its own template."""
@@ -84,8 +86,8 @@ class Home:
 
 
 @contextmanager
-def house(folder: Path) -> Iterator[tuple[str, Home]]:
-    with mosquitto(folder, free_port()) as url:
+def house(folder: Path, more: str = "") -> Iterator[tuple[str, Home]]:
+    with mosquitto(folder, free_port(), more) as url:
         home = Home(url)
         yield url, home
         home.close()
@@ -116,15 +118,36 @@ def test_discovery_messages_are_as_home_assistant_documents_them(tmp_path: Path)
     with house(tmp_path) as (url, home), Agent(settings(tmp_path, url)):
         home.wait(lambda: len(home.sensors) == 4, "model")
     topics = [topic for topic in home.topics if topic.startswith("homeassistant/")]
-    assert all(re.fullmatch(r"homeassistant/sensor/[a-zA-Z0-9_-]+/config", topic) for topic in topics)
+    assert all(re.fullmatch(r"homeassistant/sensor/[a-zA-Z0-9_-]+/[a-zA-Z0-9_-]+/config", topic) for topic in topics)
     for topic in topics:
         config = json.loads(home.topics[topic])
-        assert config["unique_id"] == topic.split("/")[2]
+        assert config["unique_id"] == topic.split("/")[3]
         assert config["availability_topic"] == f"{BASE}/available"
         assert config["device"]["identifiers"] == [f"edgeml_{object_id('gate.7')}"]
         assert config["origin"]["name"] == "edgeml"
     assert home.sensors["score"]["unit_of_measurement"] == "%"
     assert home.sensors["latency"]["device_class"] == "duration"
+
+
+def test_the_access_rules_of_the_documents_let_a_device_show_itself_and_nobody_else(tmp_path: Path) -> None:
+    lines = re.findall(r"^pattern .*$", (ROOT / "docs" / "devices.md").read_text(), flags=re.MULTILINE)
+    assert len(lines) == 2
+    rules = "\n".join(["topic read #", *lines]).replace("TENANT", "default")
+    (tmp_path / "acl").write_text(rules + "\n")
+    (tmp_path / "acl").chmod(0o644)
+    make_bundle(tmp_path)
+    more = f"acl_file {tmp_path / 'acl'}\nuser {getpass.getuser()}\n"
+    with house(tmp_path, more) as (url, home):
+        path = settings(tmp_path, url)
+        path.write_text(path.read_text().replace("gate.7", "gate-7").replace("enabled", 'user = "somebody"\nenabled'))
+        with Agent(path) as agent:
+            until(lambda: agent._home is not None and agent._home.problem is None, "a connection")
+            until((tmp_path / "data" / "home-assistant.json").exists, "an attempt")
+        assert home.topics == {}
+        path.write_text(path.read_text().replace("somebody", "gate-7"))
+        with Agent(path):
+            home.wait(lambda: len(home.sensors) == 4, "model of the device")
+    assert all(topic.split("/")[2] == "gate-7" for topic in home.topics if topic.startswith("homeassistant/"))
 
 
 def test_a_device_that_leaves_is_shown_as_away_and_its_sensors_stay(tmp_path: Path) -> None:

@@ -61,9 +61,18 @@ class Engine:
 class Board:
     """A device that has 1.0.0 from the factory, and a service that has 1.1.0; both have `second`, if it is given."""
 
-    def __init__(self, folder: Path, service: Service, pool: urllib3.PoolManager, *, second: bytes | None = None) -> None:
-        self.old = make_bundle(folder / "old", version="1.0.0", model=OLD.tobytes(), second=second)
-        self.new = make_bundle(folder / "new", version="1.1.0", model=NEW.tobytes(), second=second)
+    def __init__(
+        self,
+        folder: Path,
+        service: Service,
+        pool: urllib3.PoolManager,
+        *,
+        old: bytes = OLD.tobytes(),
+        new: bytes = NEW.tobytes(),
+        second: bytes | None = None,
+    ) -> None:
+        self.old = make_bundle(folder / "old", version="1.0.0", model=old, second=second)
+        self.new = make_bundle(folder / "new", version="1.1.0", model=new, second=second)
         self.service = service
         self.target: Target = service.publish(self.new)
         self.base = read_contents(self.old).manifest.digest

@@ -1,6 +1,6 @@
 """Shows a device's models in Home Assistant by MQTT discovery: they appear by themselves, each with answer, score and time.
 
-    <prefix>/sensor/<unique id>/config          retained: what a sensor is called and where its values come
+    <prefix>/sensor/<device>/<unique id>/config retained: what a sensor is called and where its values come
     edgeml/v1/<tenant>/d/<device>/ha/available  retained: `online`, and `offline` as the connection's last will
     edgeml/v1/<tenant>/d/<device>/ha/<model>    retained: the newest answer as JSON, not more than one every `every_s`
 
@@ -106,7 +106,8 @@ class Face:
             "origin": {"name": "edgeml", "sw_version": self._software},
             **rest,
         }
-        return f"{self._prefix}/sensor/{unique_id}/config", json.dumps(config, sort_keys=True).encode()
+        node = object_id(self._device)  # a level of its own, so that a broker can keep a device to its own
+        return f"{self._prefix}/sensor/{node}/{unique_id}/config", json.dumps(config, sort_keys=True).encode()
 
 
 class HomeAssistant:
