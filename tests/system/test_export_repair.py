@@ -20,14 +20,17 @@ from tests.unit import bad_layer
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("repair")
     bad_layer.write(place)
+    bad_layer.write_outlying(place)
     return place
 
 
 def export(folder: Path, out: str, *more: str, formats: str = "onnx") -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "edgeml.cli", "export", "bad.onnx", "--to", formats, "--precision", "fp32,int8",
-        "--calib", "calib.npz", "--eval", "eval.npz", "--max-drop", "3", "-o", out, *more,
-    ]  # fmt: skip
+    samples = ["--calib", "calib.npz", "--eval", "eval.npz", "--max-drop", "3"]
+    return edgeml(folder, "bad.onnx", "--to", formats, "--precision", "fp32,int8", *samples, "-o", out, *more)
+
+
+def edgeml(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeml.cli", "export", *arguments]
     environment = {**os.environ, "EDGEML_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
 
@@ -81,3 +84,30 @@ def test_tflite_is_repaired_as_well(folder: Path) -> None:
     with load(folder / "lite" / "bad-0.1.0.edgeml", format="tflite", precision="int8") as model:
         right = sum(model.run({"x": row[None]}).class_index == label for row, label in zip(x, labels, strict=True))
     assert right / len(labels) > 0.97
+
+
+@pytest.mark.slow
+def test_small_weights_are_repaired_in_every_format(folder: Path) -> None:
+    samples = ["--calib", "outlying-calib.npz", "--eval", "outlying-eval.npz", "--max-drop", "3"]
+    done = edgeml(
+        folder, "outlying.onnx", "--to", "onnx,tflite,coreml", "--precision", "int8-weights", *samples, "-o", "weights"
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "weights" / "outlying-0.1.0.report.json").read_text())
+    assert [(a["format"], len(a["kept_float"])) for a in report["artifacts"]] == [("onnx", 1), ("tflite", 1), ("coreml", 1)]
+
+
+def test_a_function_of_the_users_judges_and_bad_ones_end_the_export_before_the_work(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "def right(outputs, labels): return outputs['y'].argmax(axis=1) == labels\n"
+        "def broken(outputs, labels): return outputs['boxes']\n"
+    )
+    done = export(folder, "own", "--metric", "mine.py:right")
+    refused = export(folder, "refused", "--metric", "mine.py:broken")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert artifact(folder, "own")["task"]["metric"] == "right"
+    assert (refused.returncode, "--metric mine.py:broken raised KeyError: 'boxes'" in refused.stderr) == (2, True)
+    assert "convert" not in refused.stdout
+    assert not (folder / "refused").exists()

@@ -17,6 +17,9 @@ SPOILED = "h0"
 """What the layer gives that reads the input: one scale for all of it leaves the others nothing. Its weights even them out."""
 
 
+SPOILED_WEIGHTS = "h1"
+
+
 @dataclass(frozen=True)
 class Weights:
     layers: tuple[Array, ...]
@@ -39,8 +42,21 @@ def weights() -> Weights:
     return Weights(tuple(layers))
 
 
-def model() -> bytes:
-    layers = weights().layers
+def outlying() -> Weights:
+    """Weights of which small integers spoil the second layer, SPOILED_WEIGHTS.
+
+    Each of its channels has one weight a thousand times larger than the others. It reads what is always zero, so that it
+    changes nothing, but the channel's scale.
+    """
+    layers = [layer.copy() for layer in weights().layers]
+    layers[0][3] *= LARGE
+    layers[0][:, 5] = 0
+    layers[1][5] = LARGE * 0.2
+    return Weights(tuple(layers))
+
+
+def model(of: Weights | None = None) -> bytes:
+    layers = (of or weights()).layers
     nodes, value = [], "x"
     for number in range(len(layers)):
         last = number == len(layers) - 1
@@ -66,6 +82,14 @@ def samples(count: int, seed: int) -> tuple[Array, Array]:
     x = np.random.default_rng(seed).normal(size=(count, INPUTS)).astype(np.float32)
     x[:, 3] *= LARGE
     return x, weights()(x).argmax(axis=1)
+
+
+def write_outlying(folder: Path) -> None:
+    """outlying.onnx, outlying-calib.npz, outlying-eval.npz."""
+    (folder / "outlying.onnx").write_bytes(model(outlying()))
+    for name, count, seed in (("calib", 100, 1), ("eval", 1000, 2)):
+        x = np.random.default_rng(seed).normal(size=(count, INPUTS)).astype(np.float32)
+        np.savez(folder / f"outlying-{name}.npz", x=x, y=outlying()(x).argmax(axis=1))
 
 
 def write(folder: Path, *, calibration: int = 200, evaluation: int = 1000) -> None:

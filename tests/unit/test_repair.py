@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeml.exporter.artifact import Trial
@@ -78,6 +79,31 @@ def quantizing(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Qu
         return Quantizing(trial, "onnx", "int8", str(folder / "bad.onnx"), bindings)
 
     return make
+
+
+def test_of_small_weights_those_of_one_operator_stay_float(tmp_path: Path) -> None:
+    (tmp_path / "outlying.onnx").write_bytes(bad_layer.model(bad_layer.outlying()))
+    x = np.random.default_rng(3).normal(size=(500, bad_layer.INPUTS)).astype(np.float32)
+    scores = bad_layer.outlying()(x).astype(np.float32)
+    write_arrays(tmp_path / "x.npz", [x])
+    write_arrays(tmp_path / "y.npz", [scores])
+    signature = Signature(
+        (TensorSpec("x", "float32", ("batch", bad_layer.INPUTS)),), (TensorSpec("y", "float32", ("batch", bad_layer.CLASSES)),)
+    )
+    trial = Trial(
+        signature=signature, samples=str(tmp_path / "x.npz"), reference=str(tmp_path / "y.npz"), labels=None, data="eval",
+        task="classify", scores="y", golden=(0,), budget=5.0, calibration=str(tmp_path / "x.npz"),
+    )  # fmt: skip
+    bindings = (Binding("x", "x", 0, "float32", ("batch", bad_layer.INPUTS)),)
+    asked = Quantizing(trial, "onnx", "int8-weights", str(tmp_path / "outlying.onnx"), bindings)
+
+    found = search(Table(tmp_path / "cache"), asked, tmp_path / "work")
+
+    assert [one.name for one in found.kept] == [bad_layer.SPOILED_WEIGHTS]
+    assert found.record.ranked[0].error > 10 * found.record.ranked[1].error
+    assert found.model is not None
+    kept = [tensor for tensor in onnx.load(found.model).graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert any(list(tensor.dims) == [bad_layer.WIDTH, bad_layer.WIDTH] for tensor in kept)
 
 
 def search(

@@ -15,7 +15,7 @@ from edgeml.exporter.cache import Cache
 from edgeml.exporter.outcome import Made, key_number, no_way_back, unmade, verdict_error
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.repair import CHANCES, Found, Search
-from edgeml.exporter.repair_jobs import SEARCHABLE, Quantizing
+from edgeml.exporter.repair_jobs import Quantizing, is_searchable
 from edgeml.exporter.source import SourceRef
 from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
@@ -127,7 +127,7 @@ class Lane:
 
     def _may_repair(self, made: Made) -> bool:
         """Whether operators left float could help: it missed its budget, or is no form of the source, or is not decided yet."""
-        if (self.format, made.precision) not in SEARCHABLE or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
+        if not is_searchable(self.format, made.precision) or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
             return False
         task = made.judged.artifact.task if made.judged is not None else None
         if task is not None and task.status == "pass":

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 
 from edgeml.exporter.artifact import Trial, feeds_of, look
+from edgeml.exporter.calibrate.feeds import Feeds, at_most, outputs
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.precision import Ranges
-from edgeml.exporter.quantize.keep_float import StaticTuner, Tuner
-from edgeml.exporter.quantize.layers import Network
+from edgeml.exporter.quantize.keep_float import RANKING_SAMPLES, RemadeTuner, StaticTuner, Tuner
+from edgeml.runtime.backends import EngineOptions
 from edgeml.wire.errors import EdgemlError, PlanError
 from edgeml.wire.manifest import Binding, Format, Precision, Status, Task
 
-SEARCHABLE: frozenset[tuple[Format, Precision]] = frozenset(
-    {("onnx", "int8"), ("onnx", "int16"), ("tflite", "int8"), ("tflite", "int16")}
-)
-"""What can be written with some operators left float."""
+STATIC: Final[frozenset[Precision]] = frozenset({"int8", "int16"})  # of ONNX and TFLite
+WEIGHTS: Final[dict[Format, frozenset[Precision]]] = {
+    "onnx": frozenset({"int8-dynamic", "int8-weights", "int4-weights"}),
+    "tflite": frozenset({"int8-dynamic", "int8-weights", "int4-weights"}),
+    "coreml": frozenset({"int8", "int8-weights", "int4-weights", "palette4", "palette6", "palette8"}),
+}
+"""Precisions of weights, of which each operator's may stay float."""
+INTERPRETED_SAMPLES: Final = 16  # the Core ML interpreter takes up to a hundred times as long as an engine
+
+
+def is_searchable(format_: Format, precision: Precision) -> bool:
+    """Whether an artifact can be written with some operators left float."""
+    return precision in WEIGHTS[format_] or (format_ != "coreml" and precision in STATIC)
 
 
 class Quantizing(msgspec.Struct, frozen=True):
@@ -84,14 +94,54 @@ def _opened(quantizing: bytes) -> Tuner:
     model, feeds = Path(asked.model).read_bytes(), feeds_of(asked.trial, asked.inputs)
     if feeds is None:
         raise PlanError("a search for layers to leave float needs calibration samples", hint="give --calib")
-    return StaticTuner(_network(asked, model), model, feeds, ranges=asked.ranges, bits=16 if asked.precision == "int16" else 8)
+    return _static(asked, model, feeds) if asked.precision not in WEIGHTS[asked.format] else _weights(asked, model, feeds)
 
 
-def _network(asked: Quantizing, model: bytes) -> Network:
+def _static(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
+    bits: Literal[8, 16] = 16 if asked.precision == "int16" else 8
     if asked.format == "tflite":
         from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        return TfliteNetwork(model)
+        return StaticTuner(TfliteNetwork(model), model, feeds, ranges=asked.ranges, bits=bits)
     from edgeml.exporter.quantize.onnx import open_onnx_network, open_wide_network
 
-    return open_wide_network(model) if asked.precision == "int16" else open_onnx_network(model)
+    network = open_wide_network(model) if bits == 16 else open_onnx_network(model)
+    return StaticTuner(network, model, feeds, ranges=asked.ranges, bits=bits)
+
+
+def _weights(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
+    if asked.format == "coreml":
+        from edgeml.exporter.mil.backend import open_mil
+        from edgeml.exporter.quantize.coreml import from_half, halved
+        from edgeml.exporter.quantize.coreml_weights import weighty
+
+        half, few = halved(model, asked.precision, feeds).model, at_most(feeds, INTERPRETED_SAMPLES)
+        return RemadeTuner(
+            weighty(half),
+            half,
+            lambda kept: from_half(half, asked.precision, feeds, keep_float=kept),
+            lambda data: outputs(open_mil(data, EngineOptions()), few),
+        )
+    some = at_most(feeds, RANKING_SAMPLES)
+    if asked.format == "tflite":
+        from edgeml.exporter.quantize.tflite import smaller_tflite
+        from edgeml.exporter.quantize.tflite_network import TfliteNetwork
+
+        network = TfliteNetwork(model, ends_float=False)
+        named = [(kind, name) for kind, name in network.operators() if name in {layer.output for layer in network.layers}]
+        return RemadeTuner(
+            named,
+            model,
+            lambda kept: smaller_tflite(model, asked.precision, feeds, keep_float=kept),
+            lambda data: outputs(network.open(data), some),
+        )
+    from edgeml.exporter.quantize.onnx import open_onnx_network, smaller_onnx
+    from edgeml.exporter.quantize.onnx_weights import weighty_nodes
+
+    folded = open_onnx_network(model)
+    return RemadeTuner(
+        weighty_nodes(folded.proto),
+        model,
+        lambda kept: smaller_onnx(model, asked.precision, feeds, keep_float=kept),
+        lambda data: outputs(folded.open(data), some),
+    )

@@ -27,30 +27,51 @@ LOOKED_AT: Final = 128  # calibration samples that show what float16 cannot hold
 PALETTES: Final[dict[str, Literal[4, 6, 8]]] = {"palette4": 4, "palette6": 6, "palette8": 8}
 
 
-def smaller_coreml(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
+def smaller_coreml(
+    model: bytes,
+    precision: Precision,
+    feeds: Feeds | None,
+    ranges: Ranges = "auto",
+    keep_float: frozenset[str] = frozenset(),
+) -> Quantized:
     """A packed float32 model in another precision; `feeds` are calibration samples by the model's own input names.
+
+    `keep_float` names operations whose weights stay float16; for precisions of weights alone.
 
     Raises:
         UnsupportedError: coremltools cannot do it, or no weights get smaller.
     """
+    half = halved(model, precision, feeds)
+    made = from_half(half.model, precision, feeds, ranges, keep_float)
+    return Quantized(made.model, made.notes, (*half.warnings, *made.warnings))
+
+
+def halved(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+    """The float16 form that a precision is made from; what `feeds` show to be beyond float16 stays float32."""
     beyond = {} if feeds is None else beyond_float16(watch_coreml(model, at_most(feeds, LOOKED_AT)))
     half = to_fp16_coreml(model, beyond, least_version=IOS18 if precision == "int4-weights" else 0)
-    made = _from_half(half, precision, feeds, ranges)
-    return Quantized(made.model, made.notes, (*overflow_warnings(beyond), *made.warnings))
+    return Quantized(half, (), overflow_warnings(beyond))
 
 
-def _from_half(half: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges) -> Quantized:
+def from_half(
+    half: bytes,
+    precision: Precision,
+    feeds: Feeds | None,
+    ranges: Ranges = "auto",
+    keep_float: frozenset[str] = frozenset(),
+) -> Quantized:
+    """A float16 model in a smaller precision; arguments as `smaller_coreml` takes them."""
     if precision == "fp16":
         return Quantized(half)
     if precision in PALETTES:
-        return to_palette(half, PALETTES[precision])
+        return to_palette(half, PALETTES[precision], keep_float)
     if precision == "int4-weights":
-        return to_int4(half)
+        return to_int4(half, keep_float)
     if precision == "w8a8":
         assert feeds is not None, "the plan asks for samples"
         return to_w8a8(half, feeds, ranges)
     assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"
-    return to_int8(half)
+    return to_int8(half, keep_float)
 
 
 def to_fp16_coreml(model: bytes, keep_float: Collection[str] = (), *, least_version: int = 0) -> bytes:

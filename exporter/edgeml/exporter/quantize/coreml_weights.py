@@ -25,8 +25,8 @@ UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_sc
 LEAST_BLOCK: Final = 16  # weights; a scale of 16 bits for fewer would cost as much as the four bits that it saves
 
 
-def to_int8(model: bytes) -> Quantized:
-    """Large weights as int8.
+def to_int8(model: bytes, keep_float: frozenset[str] = frozenset()) -> Quantized:
+    """Large weights as int8; `keep_float` names operations whose weights stay as they are.
 
     Raises:
         UnsupportedError: coremltools cannot do it, or there are none.
@@ -34,11 +34,11 @@ def to_int8(model: bytes) -> Quantized:
     ct, compress = _tools()
     settings = _linear(compress, dtype="int8", granularity="per_channel")
     with opened(ct, model) as mlmodel:
-        result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, _config(compress, settings)))
+        result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, _config(compress, settings, keep_float)))
     return _result(result, "int8, symmetric, a scale per channel")
 
 
-def to_int4(model: bytes) -> Quantized:
+def to_int4(model: bytes, keep_float: frozenset[str] = frozenset()) -> Quantized:
     """Large weights as int4 in blocks, others as int8; the model is for iOS 18.
 
     Raises:
@@ -49,15 +49,17 @@ def to_int4(model: bytes) -> Quantized:
         eight = _linear(compress, dtype="int8", granularity="per_channel")
         chosen = {}
         for name, weight in compress.get_weights_metadata(mlmodel, weight_threshold=LEAST_WEIGHTS).items():
+            if keep_float & {child.name for child in weight.child_ops}:
+                continue
             block = block_of(tuple(weight.val.shape), [child.op_type for child in weight.child_ops])
             if block is not None:
                 chosen[name] = _linear(compress, dtype="int4", granularity="per_block", block_size=block)
-        config = compress.OptimizationConfig(global_config=eight, op_name_configs=chosen)
+        config = compress.OptimizationConfig(global_config=eight, op_name_configs=chosen | dict.fromkeys(keep_float))
         result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, config))
     return _result(result, f"int4 in blocks of about {BLOCK} ({len(chosen)}) or int8")
 
 
-def to_palette(model: bytes, bits: Literal[4, 6, 8]) -> Quantized:
+def to_palette(model: bytes, bits: Literal[4, 6, 8], keep_float: frozenset[str] = frozenset()) -> Quantized:
     """Large weights as indices into a palette of 2^bits values a tensor.
 
     Raises:
@@ -66,7 +68,7 @@ def to_palette(model: bytes, bits: Literal[4, 6, 8]) -> Quantized:
     ct, compress = _tools()
     settings = compress.OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_tensor", weight_threshold=LEAST_WEIGHTS)
     with opened(ct, model) as mlmodel:
-        result = _compressed(lambda: compress.palettize_weights(mlmodel, _config(compress, settings)))
+        result = _compressed(lambda: compress.palettize_weights(mlmodel, _config(compress, settings, keep_float)))
     return _result(result, f"indices of {bits} bits into {2**bits} values a tensor")
 
 
@@ -104,8 +106,17 @@ def _linear(compress: Any, **options: Any) -> Any:
     return compress.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LEAST_WEIGHTS, **options)
 
 
-def _config(compress: Any, settings: Any) -> Any:
-    return compress.OptimizationConfig(global_config=settings)
+def _config(compress: Any, settings: Any, keep_float: frozenset[str]) -> Any:
+    return compress.OptimizationConfig(global_config=settings, op_name_configs=dict.fromkeys(keep_float))
+
+
+def weighty(model: bytes) -> tuple[tuple[str, str], ...]:
+    """(kind, name) of each operation with weights large enough to be made small."""
+    ct, compress = _tools()
+    with opened(ct, model) as mlmodel:
+        found = compress.get_weights_metadata(mlmodel, weight_threshold=LEAST_WEIGHTS)
+        operations = [(child.op_type, child.name) for weight in found.values() for child in weight.child_ops]
+    return tuple(sorted(set(operations)))
 
 
 def _compressed(compress: Any) -> bytes:

@@ -9,7 +9,7 @@ set which is too bad is taken stays what it was for one (fixed-sequence testing;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -19,6 +19,8 @@ from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.layers import Network
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.static import Bench, choose, choose16
+from edgeml.runtime.backends import Array
+from edgeml.wire.errors import UnsupportedError
 
 RANKING_SAMPLES: Final = 64  # more change no order that matters
 MOST_SHARE: Final = 0.5  # of the operators: a model with more of them float is not a quantized one
@@ -90,6 +92,32 @@ class StaticTuner:
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
         return Quantized(self._bench.quantize(self._way, kept=kept, bits=self._bits), self._notes)
+
+
+class RemadeTuner:
+    """Precisions of weights alone: the model is made again for each set, by `make`; `whole` is it before."""
+
+    def __init__(
+        self,
+        operators: Sequence[tuple[str, str]],
+        whole: bytes,
+        make: Callable[[frozenset[str]], Quantized],
+        run: Callable[[bytes], Sequence[Array]],
+    ) -> None:
+        self.operators = tuple(Operator(kind, name) for kind, name in operators)
+        self._whole, self._make, self._run = whole, make, run
+        self._wanted = run(whole)
+
+    def alone(self, name: str | None) -> Alone:
+        others = frozenset(operator.name for operator in self.operators) - {name}
+        try:
+            model = self._whole if name is None else self._make(frozenset(filter(None, others))).model
+        except UnsupportedError:  # its weights are of a form, or too few, to be made small
+            return Alone(0.0, len(self._whole))
+        return Alone(output_error(self._wanted, self._run(model)), len(model))
+
+    def quantize(self, kept: frozenset[str]) -> Quantized:
+        return self._make(kept)
 
 
 def signal_to_noise(error: float) -> float:

@@ -25,19 +25,28 @@ from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Precision
 
 
-def smaller_onnx(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
-    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
+def smaller_onnx(
+    model: bytes,
+    precision: Precision,
+    feeds: Feeds | None,
+    ranges: Ranges = "auto",
+    keep_float: frozenset[str] = frozenset(),
+) -> Quantized:
+    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names.
+
+    `keep_float` names outputs of operators that stay float.
+    """
     if precision == "fp16":
         return to_fp16_onnx(model, feeds)
     if precision == "int8-dynamic":
-        return to_dynamic_onnx(model, feeds)
+        return to_dynamic_onnx(model, feeds, keep_float)
     if precision in {"int8-weights", "int4-weights"}:
-        return to_small_weights_onnx(model, feeds, bits=4 if precision == "int4-weights" else 8)
+        return to_small_weights_onnx(model, feeds, bits=4 if precision == "int4-weights" else 8, keep_float=keep_float)
     assert feeds is not None, "the plan asks for samples"
     if precision == "int16":
-        return to_int16_onnx(model, feeds, ranges=ranges)
+        return to_int16_onnx(model, feeds, keep_float=keep_float, ranges=ranges)
     assert precision == "int8", "the plan asks for nothing else"
-    return to_int8_onnx(model, feeds, ranges=ranges)
+    return to_int8_onnx(model, feeds, keep_float=keep_float, ranges=ranges)
 
 
 def to_int8_onnx(
@@ -87,7 +96,9 @@ def open_onnx_network(model: bytes, keep_float: frozenset[str] = frozenset()) ->
     return OnnxNetwork(with_biases(ready(model)), keep_float)
 
 
-def to_small_weights_onnx(model: bytes, feeds: Feeds | None, *, bits: Literal[8, 4]) -> Quantized:
+def to_small_weights_onnx(
+    model: bytes, feeds: Feeds | None, *, bits: Literal[8, 4], keep_float: frozenset[str] = frozenset()
+) -> Quantized:
     """The model with int8 or int4 weights that are unpacked to float32 before they are used.
 
     Raises:
@@ -95,10 +106,10 @@ def to_small_weights_onnx(model: bytes, feeds: Feeds | None, *, bits: Literal[8,
         UnsupportedError: it has no weights to speak of, or cannot be brought to an opset that has int4.
     """
     network, scales = with_rounded_weights(
-        open_onnx_network(model), feeds, lambda _, inputs: BLOCK if bits == 4 and inputs >= BLOCK else None
+        open_onnx_network(model, keep_float), feeds, lambda _, inputs: BLOCK if bits == 4 and inputs >= BLOCK else None
     )
     proto = at_opset(network.proto, OPSET21) if bits == 4 else network.proto
-    small = SmallWeights(proto, scales)
+    small = SmallWeights(proto, scales, keep_float)
     small.write(bits)
     kinds = [f"{small.counts[4]} int4, a scale for {BLOCK} inputs of a channel"] if small.counts[4] else []
     kinds += [f"{small.counts[8]} int8, a scale per channel"] if small.counts[8] else []
@@ -107,15 +118,15 @@ def to_small_weights_onnx(model: bytes, feeds: Feeds | None, *, bits: Literal[8,
     )
 
 
-def to_dynamic_onnx(model: bytes, feeds: Feeds | None) -> Quantized:
+def to_dynamic_onnx(model: bytes, feeds: Feeds | None, keep_float: frozenset[str] = frozenset()) -> Quantized:
     """The model with int8 weights and activations that are rounded when it runs, each by its own range then.
 
     Raises:
         ModelError: the model cannot be loaded.
         UnsupportedError: it has no weights to speak of.
     """
-    network, scales = with_rounded_weights(open_onnx_network(model), feeds, lambda *_: None)
-    small = SmallWeights(network.proto, scales)
+    network, scales = with_rounded_weights(open_onnx_network(model, keep_float), feeds, lambda *_: None)
+    small = SmallWeights(network.proto, scales, keep_float)
     integer = write_dynamic(network.proto, small)
     small.write(8)
     note = (

@@ -25,7 +25,9 @@ def write_dynamic(proto: Any, small: SmallWeights) -> int:
     del proto.graph.node[:]
     writer = _Writer(proto, small)
     for node in nodes:
-        if _is_product(node, small):
+        if small.keep_float & set(node.output):
+            proto.graph.node.append(node)
+        elif _is_product(node, small):
             writer.product(node)
         elif _is_lstm(node, small):
             writer.lstm(node)

@@ -37,6 +37,19 @@ def is_weight(tensor: Any) -> bool:
     return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2 and int(np.prod(tensor.dims)) >= LEAST_WEIGHTS
 
 
+def weighty_nodes(proto: Any) -> tuple[tuple[str, str], ...]:
+    """(kind, first output) of each node with weights to make small."""
+    constants = initializers(proto.graph)
+    return tuple(
+        (node.op_type, node.output[0])
+        for node in proto.graph.node
+        if any(
+            position < len(node.input) and node.input[position] in constants and is_weight(constants[node.input[position]])
+            for position in places(node)
+        )
+    )
+
+
 def at_opset(proto: Any, least: int) -> Any:
     """The model at least at an opset.
 
@@ -57,9 +70,12 @@ def at_opset(proto: Any, least: int) -> Any:
 class SmallWeights:
     """Writes small weights into a graph; the same constant is stored once."""
 
-    def __init__(self, proto: Any, scales: Mapping[str, Array]) -> None:
-        """`scales`: of weights that are rounded already, by name, (outputs,) or (outputs, blocks)."""
-        self.graph, self.scales = proto.graph, scales
+    def __init__(self, proto: Any, scales: Mapping[str, Array], keep_float: frozenset[str] = frozenset()) -> None:
+        """`scales`: of weights that are rounded already, by name, (outputs,) or (outputs, blocks).
+
+        `keep_float` names outputs of nodes whose weights stay float.
+        """
+        self.graph, self.scales, self.keep_float = proto.graph, scales, keep_float
         self.constants = initializers(proto.graph)
         self.counts = {8: 0, 4: 0}
         self._stored: dict[tuple[str, int, int], str] = {}
@@ -68,6 +84,8 @@ class SmallWeights:
     def write(self, bits: int) -> None:
         """Store every weight of the graph that still is float32."""
         for node in self.graph.node:
+            if self.keep_float & set(node.output):
+                continue
             for position, axes in places(node).items():
                 if position < len(node.input) and node.input[position] in self.constants:
                     name = node.input[position]

@@ -19,18 +19,27 @@ from edgeml.wire.errors import UnsupportedError
 from edgeml.wire.manifest import Precision
 
 
-def smaller_tflite(model: bytes, precision: Precision, feeds: Feeds | None, ranges: Ranges = "auto") -> Quantized:
-    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names."""
+def smaller_tflite(
+    model: bytes,
+    precision: Precision,
+    feeds: Feeds | None,
+    ranges: Ranges = "auto",
+    keep_float: frozenset[str] = frozenset(),
+) -> Quantized:
+    """A float32 model in another precision; `feeds` are calibration samples by the model's own input names.
+
+    `keep_float` names outputs of operators that stay float.
+    """
     if precision == "fp16":
         return Quantized(to_fp16_tflite(model))
     if precision in {"int8-dynamic", "int8-weights", "int4-weights"}:
         bits: Literal[8, 4] = 4 if precision == "int4-weights" else 8
-        return to_small_weights_tflite(model, feeds, bits=bits, dynamic=precision == "int8-dynamic")
+        return to_small_weights_tflite(model, feeds, bits=bits, dynamic=precision == "int8-dynamic", keep_float=keep_float)
     assert feeds is not None, "the plan asks for samples"
     if precision == "int16":
-        return to_int16_tflite(model, feeds, ranges=ranges)
+        return to_int16_tflite(model, feeds, keep_float=keep_float, ranges=ranges)
     assert precision == "int8", "the plan asks for nothing else"
-    return to_int8_tflite(model, feeds, ranges=ranges)
+    return to_int8_tflite(model, feeds, keep_float=keep_float, ranges=ranges)
 
 
 def to_int8_tflite(
@@ -64,18 +73,25 @@ def to_int16_tflite(
     return to_int16(TfliteNetwork(model, keep_float), feeds, ranges)
 
 
-def to_small_weights_tflite(model: bytes, feeds: Feeds | None, *, bits: Literal[8, 4], dynamic: bool) -> Quantized:
+def to_small_weights_tflite(
+    model: bytes,
+    feeds: Feeds | None,
+    *,
+    bits: Literal[8, 4],
+    dynamic: bool,
+    keep_float: frozenset[str] = frozenset(),
+) -> Quantized:
     """int8 or int4 weights and float32 activations, which `dynamic` operators round when they run.
 
     Raises:
         UnsupportedError: the model has no weights that can be stored so.
     """
-    whole = TfliteNetwork(model, ends_float=False)
+    whole = TfliteNetwork(model, keep_float, ends_float=False)
     network, scales = with_rounded_weights(
         whole, feeds, lambda layer, inputs: inputs if bits == 4 and whole.has_four_bits(layer) else None
     )
     written = network.with_weights(scales, dynamic=dynamic)
-    if len(written) >= len(model):
+    if len(written) >= len(model) and not keep_float:
         raise UnsupportedError("no weights of this model get smaller", hint="ask for fp32 or fp16")
     four = sum(table.ndim == 2 for table in scales.values())
     kinds = [f"{four} int4"] if four else []

@@ -117,7 +117,9 @@ class TfliteNetwork:
     def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
         """The file with small weights alone; `scales` are (outputs,) at eight bits, (outputs, 1) at four."""
         four = frozenset(layer.output for layer in self.layers if scales.get(layer.weights, np.empty(0)).ndim == 2)
-        return write_weights(bytes(self.model), self._ends_of_codes(scales), four_bits=four, dynamic=dynamic)
+        return write_weights(
+            bytes(self.model), self._ends_of_codes(scales), four_bits=four, dynamic=dynamic, keep_float=self.keep_float
+        )
 
     def has_four_bits(self, layer: Layer) -> bool:
         return self._kinds[layer.weights] in FOUR_BITS

@@ -48,13 +48,18 @@ def write_static(
 
 
 def write_weights(
-    model: bytes, ends: Mapping[str, Array], *, four_bits: frozenset[str] = frozenset(), dynamic: bool = False
+    model: bytes,
+    ends: Mapping[str, Array],
+    *,
+    four_bits: frozenset[str] = frozenset(),
+    dynamic: bool = False,
+    keep_float: frozenset[str] = frozenset(),
 ) -> bytes:
     """The model with weights as int8, one scale per output channel, and float32 activations.
 
     `ends`: weights' name -> the real number of each channel's largest code, shaped to broadcast. `four_bits` names output
     tensors of operators with int4 weights. `dynamic`: operators round their inputs when they run, and compute in integers;
-    otherwise weights are unpacked first.
+    otherwise weights are unpacked first. `keep_float` names output tensors of operators whose weights stay float.
 
     Raises:
         UnsupportedError: the quantizer cannot do it.
@@ -65,6 +70,9 @@ def write_weights(
     add(".*", parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=8)
     for name in sorted(four_bits):
         add(_scope(name), parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=4)
+    for name in sorted(keep_float):
+        operators = parts.qtyping.TFLOperationName.ALL_SUPPORTED
+        recipe.add_quantization_config(_scope(name), operators, algorithm_key=parts.names.NO_QUANTIZE)
     return _quantized(parts, model, recipe, {name: {"min": -end, "max": end} for name, end in ends.items()})
 
 
