@@ -64,7 +64,6 @@ class Case:
 
     name: str
     source: str
-    input: str
     calibrate: Array
     rest: Array
     labels: Array
@@ -142,7 +141,7 @@ def cases(models: Path | None) -> Iterator[Case]:
         with np.load(data / samples, allow_pickle=False) as held:
             x, y = held["x"].astype(np.float32), held["y"]
         fifth = np.arange(len(x)) % 5 == 0
-        yield Case(name, str(tiny / file), "x", x[fifth], x[~fifth], y[~fifth], goal)
+        yield Case(name, str(tiny / file), x[fifth], x[~fifth], y[~fifth], goal)
 
 
 def digits() -> Case:
@@ -156,13 +155,13 @@ def digits() -> Case:
     images = through_the_housing((bundled.images[order] / GREY_LEVELS).astype(np.float32)[:, None], np.random.default_rng(9))
     source = f"{ROOT / 'examples/digits/model.py'}:v1_0_0"
     labels, goal = bundled.target[order].astype(np.int64), DeferGoal(0.985, 0.15, 0.995)
-    return Case("digits", source, "image", images[:CALIBRATE], images[CALIBRATE:], labels[CALIBRATE:], goal)
+    return Case("digits", source, images[:CALIBRATE], images[CALIBRATE:], labels[CALIBRATE:], goal)
 
 
 def promises(case: Case, folder: Path) -> Iterator[Kept]:
     half = np.random.default_rng(3).permutation(len(case.labels)) < len(case.labels) // 2
-    write_samples(folder / "calib.npz", {case.input: case.calibrate})
-    write_samples(folder / "eval.npz", {case.input: case.rest[half], "y": case.labels[half]})
+    write_samples(folder / "calib.npz", {"x": case.calibrate})
+    write_samples(folder / "eval.npz", {"x": case.rest[half], "y": case.labels[half]})
     plan = make_plan(
         case.source, to="onnx,tflite", precision="fp32,int8", calib=folder / "calib.npz", evaluation=folder / "eval.npz",
         max_drop=None, defer=case.goal.text, name=case.name, out=folder,
@@ -185,7 +184,8 @@ def held(case: Case, model: Model, half: Array, status: str) -> Kept:
     assert post is not None
     assert own is not None
     assert own.promise is not None
-    answers = [model.run({case.input: x}) for x in case.rest]
+    name = model.manifest.signature.inputs[0].name
+    answers = [model.run({name: x}) for x in case.rest]
     rows = np.stack([one.outputs[post.output] for one in answers])
     confidence = np.asarray([one.score for one in answers])
     right = np.asarray([one.class_index for one in answers]) == case.labels
