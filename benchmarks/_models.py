@@ -30,6 +30,7 @@ from edgeml.wire.manifest import (
     TensorSpec,
 )
 from edgeml.wire.sketches import Histogram
+from tests.unit.bundles import tflite_buffer, tflite_tensor
 
 SIDE: Final = 16
 CHANNELS: Final = 8
@@ -117,14 +118,14 @@ def conv_tflite() -> bytes:
     shapes = [[1, SIDE, SIDE, 1], image, image, [1, CLASSES], *(list(array.shape) for array in constants)]
     graph = schema.SubGraphT()
     # tensors 0-3: x, first and second activation, logits; 4-9: constants in buffers 1-6
-    graph.tensors = [_tensor(schema, f"t{i}", shape, max(0, i - 3)) for i, shape in enumerate(shapes)]
+    graph.tensors = [tflite_tensor(schema, f"t{i}", shape, max(0, i - 3)) for i, shape in enumerate(shapes)]
     graph.inputs, graph.outputs = [0], [3]
     graph.operators = [_conv(schema, 0, 4, 1), _conv(schema, 1, 6, 2), _dense(schema)]
     model = schema.ModelT()
     model.version = 3
     operators = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.FULLY_CONNECTED)
     model.operatorCodes = [_code(schema, operator) for operator in operators]
-    model.buffers = [_buffer(schema, b""), *(_buffer(schema, array.tobytes()) for array in constants)]
+    model.buffers = [tflite_buffer(schema, b""), *(tflite_buffer(schema, array.tobytes()) for array in constants)]
     model.subgraphs = [graph]
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
@@ -179,15 +180,3 @@ def _code(schema: Any, operator: int) -> Any:
     code.builtinCode = code.deprecatedBuiltinCode = operator
     code.version = 1
     return code
-
-
-def _buffer(schema: Any, data: bytes) -> Any:
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(data, np.uint8) if data else None
-    return buffer
-
-
-def _tensor(schema: Any, name: str, shape: list[int], buffer: int) -> Any:
-    tensor = schema.TensorT()
-    tensor.name, tensor.shape, tensor.buffer, tensor.type = name.encode(), shape, buffer, schema.TensorType.FLOAT32
-    return tensor

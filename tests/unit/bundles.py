@@ -172,13 +172,13 @@ def tflite_model(bias: float = 0.0) -> bytes:
     model = schema.ModelT()
     model.version = 3
     model.operatorCodes = [_operator_code(schema)]
-    model.buffers = [_buffer(schema, data) for data in (b"", WEIGHTS.T.tobytes(), _offsets(bias).tobytes())]
+    model.buffers = [tflite_buffer(schema, data) for data in (b"", WEIGHTS.T.tobytes(), _offsets(bias).tobytes())]
     graph = schema.SubGraphT()
     graph.tensors = [
-        _tflite_tensor(schema, "serving_default_x:0", [1, 4], 0),
-        _tflite_tensor(schema, "weights", [3, 4], 1),
-        _tflite_tensor(schema, "offsets", [3], 2),
-        _tflite_tensor(schema, "StatefulPartitionedCall:0", [1, 3], 0),
+        tflite_tensor(schema, "serving_default_x:0", [1, 4], 0),
+        tflite_tensor(schema, "weights", [3, 4], 1),
+        tflite_tensor(schema, "offsets", [3], 2),
+        tflite_tensor(schema, "StatefulPartitionedCall:0", [1, 3], 0),
     ]
     graph.inputs, graph.outputs = [0], [3]
     operator = schema.OperatorT()
@@ -264,13 +264,13 @@ def _operator_code(schema: Any) -> Any:
     return code
 
 
-def _buffer(schema: Any, data: bytes) -> Any:
+def tflite_buffer(schema: Any, data: bytes) -> Any:
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(data, np.uint8) if data else None
     return buffer
 
 
-def _tflite_tensor(schema: Any, name: str, shape: list[int], buffer: int) -> Any:
+def tflite_tensor(schema: Any, name: str, shape: list[int], buffer: int) -> Any:
     tensor = schema.TensorT()
     tensor.name, tensor.shape, tensor.buffer, tensor.type = name.encode(), shape, buffer, schema.TensorType.FLOAT32
     return tensor

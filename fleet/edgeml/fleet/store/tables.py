@@ -14,6 +14,12 @@ SCHEMA: Final = 1
 metadata = MetaData()
 _Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a plain INTEGER key
 
+
+def _of_device(*, primary_key: bool = False) -> Column[str]:
+    """Rows that go when their device does."""
+    return Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=primary_key, nullable=False)
+
+
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
 versions = Table(
@@ -57,7 +63,7 @@ Index(
 installed = Table(
     "installed",
     metadata,
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    _of_device(primary_key=True),
     Column("model", Text, primary_key=True),
     Column("version", Text, nullable=False),
     Column("manifest_sha256", Text, nullable=False),
@@ -67,7 +73,7 @@ installed = Table(
 attempts = Table(
     "attempts",
     metadata,
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    _of_device(primary_key=True),
     Column("manifest_sha256", Text, primary_key=True),
     Column("rollout", Text, primary_key=True),  # "" outside a rollout
     Column("model", Text, nullable=False),
@@ -88,7 +94,7 @@ reports = Table(
     "reports",
     metadata,
     Column("id", _Counter, primary_key=True, autoincrement=True),
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), nullable=False),
+    _of_device(),
     Column("seq", BigInteger, nullable=False),
     Column("received_at", Float, nullable=False),
     Column("model", Text, nullable=False),
@@ -105,7 +111,7 @@ telemetry = Table(
     "telemetry",
     metadata,
     Column("id", _Counter, primary_key=True, autoincrement=True),
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), nullable=False),
+    _of_device(),
     Column("seq", BigInteger, nullable=False),
     Column("received_at", Float, nullable=False),
     Column("model", Text, nullable=False),
@@ -123,7 +129,7 @@ Index("telemetry_of_model", telemetry.c.model, telemetry.c.id)
 drifts = Table(
     "drifts",  # devices whose newest window of a model has a stream in alarm
     metadata,
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    _of_device(primary_key=True),
     Column("model", Text, primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("streams_json", Text, nullable=False),
@@ -153,7 +159,7 @@ assignments = Table(
     "assignments",
     metadata,
     Column("rollout", Text, ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True),
-    Column("device", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    _of_device(primary_key=True),
     Column("wave", Integer, nullable=False),
     Column("told_at", Float, nullable=False),
     Column("previous_json", Text),
