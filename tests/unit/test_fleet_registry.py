@@ -14,10 +14,12 @@ from edgeml.fleet.config import Places
 from edgeml.fleet.packed import check_packed
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.store import Store, events, versions
+from edgeml.fleet.store.ledger import StoreLedger
 from edgeml.fleet.trust import Target, Trust, create
 from edgeml.runtime import packing
 from edgeml.wire.canonical import ZipEntry, directory, local_header
 from edgeml.wire.errors import BundleError, ServiceError
+from edgeml.wire.manifest import Deferral, Promise
 from tests.unit.fleet_bundles import make_bundle, make_manifest
 
 NOW = 1_800_000_000.0
@@ -105,6 +107,18 @@ def test_a_manifest_that_contradicts_itself_is_refused(desk: Desk, tmp_path: Pat
     with pytest.raises(BundleError, match="artifact onnx:fp32: outputs do not bind the signature: expected y, got none"):
         desk.publish(lying)
     assert desk.published() == []
+
+
+def test_what_export_promised_is_known_to_the_gate(desk: Desk, tmp_path: Path) -> None:
+    manifest = make_manifest(b"model bytes", "kws", "1.0.0")
+    deferring = msgspec.structs.replace(manifest.artifacts[0], deferral=Deferral(promise=Promise(0.97, 0.12, 0.95, 0.01, 500)))
+    (tmp_path / "made").mkdir()
+    path = tmp_path / "made" / "kws.edgeml"
+    packing.write_bundle(msgspec.structs.replace(manifest, artifacts=(deferring,)), {deferring.sha256: b"model bytes"}, path)
+    desk.publish(path)
+    facts = StoreLedger(desk.store, lambda *_: None).version("kws", "1.0.0")
+    assert facts is not None
+    assert facts.offload == 0.12
 
 
 def test_bytes_after_the_end_are_refused(tmp_path: Path) -> None:

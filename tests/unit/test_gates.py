@@ -170,6 +170,12 @@ def test_a_device_is_judged_by_its_own_past() -> None:
     assert judge([same, worse, None], before, {}, 20).judged.tolist() == [True, True, False]
 
 
+def test_a_version_may_ask_the_cloud_as_often_as_export_promised() -> None:
+    kept, broken = TelemetrySum("d", "2", 200, 0, 40), TelemetrySum("d", "2", 200, 0, 100)  # a fifth, a half
+    assert judge([kept, broken], {}, {}, 20, {"2": 0.2}).bad["fallback"].tolist() == [False, True]
+    assert judge([kept, broken], {}, {}, 20, {"1": 0.2}).bad["fallback"].tolist() == [True, True]
+
+
 def test_ten_percent_slower_is_borne_and_half_as_slow_again_is_not() -> None:
     def sketch(factor: float) -> LatencySketch:
         draw, buckets = random.Random(3), dict[int, int]()

@@ -3,7 +3,7 @@
 Each rule asks whether too many of the device's answers went wrong to be chance, by the exact binomial tail at `DEVICE_ALPHA`:
 
 - `error_rate`: errors, against 1 % or 1.5 times the device's own share before the rollout
-- `fallback`: answers asked of the cloud, against 5 % or 1.5 times its own share before
+- `fallback`: answers asked of the cloud, against 5 % or 1.5 times its own share before or what export promised of the version
 - `confidence`: answers below the 5 % quantile of the version's own reference, or of the version's that ran before (a model that
   is unsure of everything is unsure in its own reference too), and enough of them to matter
 - `latency`: answers slower than 1.25 times the device's own 90 % quantile before
@@ -88,11 +88,13 @@ def judge(
     before: Mapping[str, TelemetrySum],
     rules: Mapping[str, tuple[LowRule, ...]],
     least_answers: int,
+    promised: Mapping[str, float] | None = None,
 ) -> Behaviour:
     """Judge devices by what they said since, given what each said before; `None` said nothing.
 
-    `rules` are `low_rules` by version.
+    `rules` are `low_rules` by version, `promised` the share of answers that a version asks the cloud for.
     """
+    expected = WORSE_THAN_BEFORE * _column([(promised or {}).get(s.version, 0.0) if s else 0.0 for s in sums])
     answers = _column([s.answers if s else 0 for s in sums])
     errors = _column([s.errors if s else 0 for s in sums])
     fallbacks = _column([s.fallbacks if s else 0 for s in sums])
@@ -102,8 +104,8 @@ def judge(
     return Behaviour(
         judged=asked >= max(1, least_answers),
         bad={
-            "error_rate": _too_many(errors, asked, _normal(old, "errors", ERROR_SHARE)),
-            "fallback": _too_many(fallbacks, answers, _normal(old, "fallbacks", FALLBACK_SHARE)),
+            "error_rate": _too_many(errors, asked, _normal(old, "errors", np.full(len(sums), ERROR_SHARE))),
+            "fallback": _too_many(fallbacks, answers, _normal(old, "fallbacks", np.maximum(FALLBACK_SHARE, expected))),
             "confidence": _unsure(sums, rules),
             "latency": _too_many(slow, timed, np.full(len(sums), 0.1)),
         },
@@ -118,7 +120,7 @@ def _too_many(hits: Floats, trials: Floats, share: Floats) -> Bools:
     return np.asarray((hits > 0) & (binomial_tail(hits, trials, share) < DEVICE_ALPHA))
 
 
-def _normal(old: Sequence[TelemetrySum | None], what: str, least: float) -> Floats:
+def _normal(old: Sequence[TelemetrySum | None], what: str, least: Floats) -> Floats:
     """What share of a device's answers may go wrong: at least `least`, more where it was so before."""
     hits = _column([(s.errors if what == "errors" else s.fallbacks) if s else 0 for s in old])
     trials = _column([(s.answers + (s.errors if what == "errors" else 0)) if s else 0 for s in old])

@@ -127,13 +127,14 @@ def gather(state: RolloutState, reading: Reading, now: float) -> Evidence:
     previous = counts.most_common(1)[0][0] if counts else None
     before = _longest(reading.before, without=spec.version)
     rules = _rules(reading.versions, spec.version, previous)
+    promised = {name: facts.offload for name, facts in reading.versions.items() if facts}
     least = spec.gate.least_answers
 
     told = list(reading.told.values())
     new = {s.device: s for s in reading.since_start if s.version == spec.version}
-    canary_behaviour = judge([new.get(a.device) for a in told], before, rules, least)
+    canary_behaviour = judge([new.get(a.device) for a in told], before, rules, least, promised)
     old = _longest(reading.since_wave, without=spec.version)
-    control_behaviour = judge([old.get(device.id) for device in control], before, rules, least)
+    control_behaviour = judge([old.get(device.id) for device in control], before, rules, least, promised)
 
     install = [_install_guard(a, reading, spec.gate.silence_s, now) for a in told]
     watched = [g for g in BEHAVIOUR if g in spec.gate.guards]

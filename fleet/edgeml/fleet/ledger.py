@@ -22,6 +22,7 @@ class VersionFacts:
     signature: str  # digest of the manifest's signature
     engines: frozenset[str]  # Requirement.engine of its artifacts
     confidence: Histogram | None = None  # Manifest.reference.confidence
+    offload: float = 0.0  # share of answers that its artifacts ask the cloud for, as export promised; the largest
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,6 +219,7 @@ def _facts(row: VersionRow, manifest: Manifest) -> VersionFacts:
         signature=row.signature,
         engines=frozenset(artifact.requires.engine for artifact in manifest.artifacts),
         confidence=manifest.reference.confidence if manifest.reference else None,
+        offload=max((d.promise.offload for a in manifest.artifacts if (d := a.deferral) and d.promise), default=0.0),
     )
 
 
