@@ -93,6 +93,7 @@ def test_a_device_with_its_certificate_is_let_in_by_broker_and_service(site: Sit
         until(lambda: agent.model("toy").version == "1.1.0", "the update", 20)
 
 
+@pytest.mark.slow
 def test_without_a_certificate_neither_lets_it_in_and_it_still_answers(site: Site) -> None:
     only_ca = 'ca = "ca.pem"\n'
     with Agent(site.settings(only_ca, only_ca)) as agent:
@@ -104,6 +105,7 @@ def test_without_a_certificate_neither_lets_it_in_and_it_still_answers(site: Sit
     assert site.service.requests == []
 
 
+@pytest.mark.slow
 def test_a_service_that_another_authority_vouches_for_is_not_spoken_to(site: Site) -> None:
     Authority(site.folder, "stranger")
     theirs = OURS.replace("ca.pem", "stranger.pem")
@@ -131,6 +133,7 @@ def test_certificates_that_cannot_be_used_are_named(site: Site, lines: str, word
         broker_tls(load_config(site.settings(broker=lines)))
 
 
+@pytest.mark.slow
 def test_the_check_looks_at_certificates(site: Site) -> None:
     path = site.settings(broker='ca = "nothing.pem"\n')
     command = [sys.executable, "-m", "edgeml.cli", "agent", "check", "--config", str(path)]

@@ -129,6 +129,7 @@ def test_discovery_messages_are_as_home_assistant_documents_them(tmp_path: Path)
     assert home.sensors["latency"]["device_class"] == "duration"
 
 
+@pytest.mark.slow
 def test_the_access_rules_of_the_documents_let_a_device_show_itself_and_nobody_else(tmp_path: Path) -> None:
     lines = re.findall(r"^pattern .*$", (ROOT / "docs" / "devices.md").read_text(), flags=re.MULTILINE)
     assert len(lines) == 2
@@ -150,6 +151,7 @@ def test_the_access_rules_of_the_documents_let_a_device_show_itself_and_nobody_e
     assert all(topic.split("/")[2] == "gate-7" for topic in home.topics if topic.startswith("homeassistant/"))
 
 
+@pytest.mark.slow
 def test_a_device_that_leaves_is_shown_as_away_and_its_sensors_stay(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     with house(tmp_path) as (url, home):
@@ -159,6 +161,7 @@ def test_a_device_that_leaves_is_shown_as_away_and_its_sensors_stay(tmp_path: Pa
         assert len(home.sensors) == 4
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_is_told_by_the_last_will(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     with house(tmp_path) as (url, home), Agent(settings(tmp_path, url)) as agent:
@@ -172,6 +175,7 @@ def test_a_connection_that_breaks_is_told_by_the_last_will(tmp_path: Path) -> No
         home.wait(lambda: home.topics[f"{BASE}/available"] == b"online", "return")
 
 
+@pytest.mark.slow
 def test_news_come_no_more_often_than_allowed_and_the_newest_gets_through(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     with house(tmp_path) as (url, home), Agent(settings(tmp_path, url)) as agent:
@@ -194,6 +198,7 @@ def test_disabled_it_takes_back_all_that_it_ever_showed(tmp_path: Path) -> None:
             assert agent.model("toy").run({"x": samples(1)[0]}).version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_gone_is_taken_back_and_the_others_stay(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     make_bundle(tmp_path, name="other", task="regress", labels=())
@@ -210,6 +215,7 @@ def test_a_model_that_is_gone_is_taken_back_and_the_others_stay(tmp_path: Path) 
             assert len(home.sensors) == 4
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there_holds_up_nothing(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     with Agent(settings(tmp_path, f"mqtt://127.0.0.1:{free_port()}")) as agent:

@@ -80,6 +80,7 @@ def test_a_version_that_agrees_takes_over_after_the_calls_it_was_compared_on(ser
     assert service.states(rev) == ["downloading", "verified", "self_test", "shadow", "soaking", "confirmed"]
 
 
+@pytest.mark.slow
 def test_a_version_that_answers_otherwise_is_refused_before_it_ever_answers(service: Service, tmp_path: Path) -> None:
     target = service.publish(make_bundle(tmp_path, version="1.1.0", bias=5.0))
     with Agent(tmp_path / "agent.toml") as agent, calls(agent.model("toy")) as versions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import typer
 
 from edgeml.fleet import show
@@ -49,6 +48,8 @@ def get_samples(
     with open_client(data, url) as client:
         chosen = ids or [row["header"]["id"] for row in _listed(client, device, model)]
         arrays = stack([_arrays(client.download(f"/v1/samples/{sample}")) for sample in chosen])
+    import numpy as np
+
     try:
         np.savez(output, allow_pickle=False, **arrays)
     except OSError as error:
@@ -85,6 +86,8 @@ def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         UsageError: there are none, or they have other inputs or shapes than each other.
     """
+    import numpy as np  # here: the other commands do without
+
     if not samples:
         raise UsageError("there are no such samples", hint="see `edgeml fleet samples list`")
     kinds = [{name: (array.dtype.name, array.shape) for name, array in sample.items()} for sample in samples]
@@ -109,4 +112,6 @@ def _arrays(data: bytes) -> dict[str, Any]:
 
 
 def _array(tensor: SampleTensor, content: bytes) -> Any:
+    import numpy as np
+
     return np.frombuffer(content, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)

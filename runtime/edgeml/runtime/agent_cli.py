@@ -77,6 +77,10 @@ def check(config: Config) -> None:
         else "none"
     )
     print(f"device   {found.device.id}\ndata     {found.data}\nservice  {fleet}\nbroker   {broker}")
+    home = found.home_assistant
+    if home is not None:
+        address = home.url or (found.broker.url if found.broker else "")
+        print(f"home     {address}{'' if home.enabled else ', to take back what was shown'}")
     if found.samples is not None:
         sample_hook(found.samples, Path(found.folder))
         redacted = f"redacted by {found.samples.redact}" if found.samples.redact else "as they are: no redaction"

@@ -37,6 +37,8 @@ def _devices(routes: APIRouter, fleet: Fleet) -> None:
     @routes.post("/v1/samples")
     async def bring(request: Request) -> Response:
         device = await run_in_threadpool(device_side.authenticate, request)
+        if not fleet.config.samples_bytes:
+            raise ServiceError("this fleet takes no samples", status=403, hint="start it with --samples-mb")
         data = await read_body(request, SAMPLE_LIMIT_BYTES)
         try:
             is_new = await run_in_threadpool(fleet.samples.take, device, data, fleet.clock())
