@@ -132,6 +132,30 @@ def conv_tflite() -> bytes:
     return bytes(builder.Output())
 
 
+def pictures_tflite(side: int, first: Array, second: Array) -> bytes:
+    """x (1, side, side, 1) -> two 3x3 convolutions with ReLU -> (1, side, side, channels); kernels are (out, 3, 3, in)."""
+    flatbuffers: Any = importlib.import_module("flatbuffers")
+    schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
+    constants = [array for kernel in (first, second) for array in (kernel, np.zeros(len(kernel), np.float32))]
+    images = [[1, side, side, channels] for channels in (1, len(first), len(second))]
+    graph = schema.SubGraphT()
+    # tensors 0-2: x and the two activations; 3-6: constants in buffers 1-4
+    names = ("x", "r", "y", "w1", "b1", "w2", "b2")
+    shapes = [*images, *(list(array.shape) for array in constants)]
+    graph.tensors = [
+        tflite_tensor(schema, name, shape, max(0, i - 2)) for i, (name, shape) in enumerate(zip(names, shapes, strict=True))
+    ]
+    graph.inputs, graph.outputs = [0], [2]
+    graph.operators = [_conv(schema, 0, 3, 1), _conv(schema, 1, 5, 2)]
+    model = schema.ModelT()
+    model.version, model.subgraphs = 3, [graph]
+    model.operatorCodes = [_code(schema, schema.BuiltinOperator.CONV_2D)]
+    model.buffers = [tflite_buffer(schema, b""), *(tflite_buffer(schema, array.tobytes()) for array in constants)]
+    builder = flatbuffers.Builder(1 << 14)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
 def _weights() -> tuple[Array, Array, Array]:
     """Two kernels (out, 3, 3, in) and the dense matrix (classes, 16 * 16 * 8), as TFLite lays them out."""
     chance = np.random.default_rng(0)

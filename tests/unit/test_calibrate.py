@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from edgeml.exporter.calibrate.checks import calibration_notes
-from edgeml.exporter.calibrate.choose import FOLDS, first_good, judge, output_error
+from edgeml.exporter.calibrate.choose import FOLDS, Differences, first_good, judge, output_error
 from edgeml.exporter.calibrate.feeds import Feeds, count, one_by_one, part
 from edgeml.exporter.calibrate.observers import (
     OBSERVERS,
@@ -22,8 +25,12 @@ from edgeml.exporter.calibrate.observers import (
     squared_error,
 )
 from edgeml.exporter.calibrate.statistics import BINS, Statistics, gather
+from edgeml.exporter.calibrate.stored import map_arrays
+from edgeml.exporter.quantize.onnx import smaller_onnx
+from edgeml.exporter.source.model import write_arrays
 from edgeml.runtime.backends import Array, RawTensor
 from edgeml.wire.errors import PlanError
+from tests.unit.small_models import onnx_model
 
 
 def seen(values: Array, samples: int = 1) -> Statistics:
@@ -174,12 +181,12 @@ def test_a_way_is_judged_on_samples_it_was_not_made_from() -> None:
     def quantize(way: float, fold: int) -> bytes:
         return np.array([way, fold]).tobytes()
 
-    def run(model: bytes, held: Feeds) -> list[Array]:
+    def run(model: bytes, held: Feeds) -> Iterator[list[Array]]:
         way, fold = np.frombuffer(model)
         assert set(held["x"]) == set(np.arange(fold, 40.0, FOLDS))
-        return [held["x"] * way]
+        return ([sample * way] for sample in held["x"])
 
-    errors = judge([1.0, 1.5], quantize, run, lambda held: [held["x"]], feeds)
+    errors = judge([1.0, 1.5], quantize, run, lambda held: ([sample] for sample in held["x"]), feeds)
 
     # error of 1.5 x: sqrt(mean (x / 2)^2) / std(x) over 0..39
     assert errors == pytest.approx([0.0, np.sqrt(np.mean((np.arange(40.0) / 2) ** 2)) / np.std(np.arange(40.0))])
@@ -191,5 +198,55 @@ def test_what_comes_first_wins_a_draw() -> None:
     assert first_good([float("inf"), 2.0]) == 1
 
 
+def test_errors_gathered_sample_by_sample_are_those_of_all_at_once() -> None:
+    wanted = np.random.default_rng(7).normal(size=(50, 9)) + 1000.0
+    got = wanted + np.random.default_rng(8).normal(size=wanted.shape)
+    differences = Differences()
+
+    for a, b in zip(wanted, got, strict=True):
+        differences.add([a], [b])
+
+    assert differences.error() == pytest.approx(np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std())
+
+
 def test_an_output_that_is_not_finite_is_infinitely_wrong() -> None:
     assert output_error([np.array([0.0, 1.0])], [np.array([0.0, np.nan])]) == float("inf")
+
+
+def peak_of_quantizing(count: int) -> int:
+    """The most memory that quantizing a network with pictures for outputs takes, samples left out: bytes."""
+    rng = np.random.default_rng(11)
+    kernel = rng.normal(size=(8, 1, 3, 3)).astype(np.float32)
+    model = onnx_model(
+        [helper.make_node("Conv", ["x", "k"], ["y"], pads=[1] * 4)], {"k": kernel}, {"x": [1, 1, 24, 24]}, {"y": [1, 8, 24, 24]}
+    )
+    feeds = {"x": rng.normal(size=(count, 1, 24, 24)).astype(np.float32)}
+    tracemalloc.start()
+    try:
+        smaller_onnx(model, "int8", feeds)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    peak_of_quantizing(40)  # imports, caches
+
+    few, many = peak_of_quantizing(40), peak_of_quantizing(160)
+
+    output_bytes = 8 * 24 * 24 * 4
+    assert many - few < 20 * output_bytes  # 120 more samples; all their outputs would be 120 times as much, or more
+
+
+def test_samples_on_disk_are_those_that_were_written(tmp_path: Path) -> None:
+    arrays: list[Array] = [
+        np.arange(24, dtype=np.float32).reshape(4, 3, 2), np.asfortranarray(np.arange(8).reshape(4, 2)), np.ones(2, bool),
+    ]  # fmt: skip
+    write_arrays(tmp_path / "s.npz", arrays)
+
+    found = map_arrays(tmp_path / "s.npz", ["a", "b", "c"])
+
+    for got, written in zip(found.values(), arrays, strict=True):
+        assert got.dtype == written.dtype
+        assert np.array_equal(got, written)
+    assert isinstance(found["a"], np.memmap)

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.calibrate.feeds import Feeds
+from edgeml.exporter.calibrate.stored import map_arrays
 from edgeml.exporter.contents import contents
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.metric import AUTO, Metric
@@ -257,7 +258,7 @@ def feeds_of(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
     """Calibration samples by the model's own tensor names and order of axes: (n, ...) without the batch axis of 1."""
     if trial.calibration is None:
         return None
-    samples = read_arrays(trial.calibration, names(trial.signature.inputs))
+    samples = map_arrays(trial.calibration, names(trial.signature.inputs))
     specs = {spec.name: spec for spec in trial.signature.inputs}
     feeds = {}
     for binding in bindings:
@@ -266,7 +267,7 @@ def feeds_of(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
             stacked = specs[binding.name].has_batch
             order = [axis if stacked else axis + 1 for axis in binding.permute]
             values = values.transpose(order if stacked else [0, *order])
-        feeds[binding.tensor] = np.ascontiguousarray(values)
+        feeds[binding.tensor] = values
     return feeds
 
 

@@ -48,9 +48,15 @@ def one_by_one(inputs: tuple[RawTensor, ...], feeds: Feeds) -> Iterator[list[Arr
         yield [_shaped(feeds[tensor.name][number], tensor) for tensor in inputs]
 
 
+def answers(backend: Backend, feeds: Feeds) -> Iterator[list[Array]]:
+    """The outputs for each sample."""
+    for tensors in one_by_one(backend.inputs, feeds):
+        yield backend.run(tensors)
+
+
 def outputs(backend: Backend, feeds: Feeds) -> list[Array]:
-    """Every output over all samples, stacked on axis 0."""
-    calls = [backend.run(tensors) for tensors in one_by_one(backend.inputs, feeds)]
+    """Every output over all samples, stacked on axis 0: for few samples only."""
+    calls = list(answers(backend, feeds))
     return [np.stack([call[position] for call in calls]) for position in range(len(backend.outputs))]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from edgeml.exporter.calibrate.checks import calibration_notes
-from edgeml.exporter.calibrate.choose import LEAST_SAMPLES, first_good, output_error
+from edgeml.exporter.calibrate.choose import LEAST_SAMPLES, first_good, judge
 from edgeml.exporter.calibrate.coreml import watch_coreml
-from edgeml.exporter.calibrate.feeds import Feeds, count, outputs, part
+from edgeml.exporter.calibrate.feeds import Feeds, answers, count
 from edgeml.exporter.calibrate.observers import OBSERVERS, Range
 from edgeml.exporter.calibrate.stability import unstable
 from edgeml.exporter.calibrate.statistics import Statistics, gather
@@ -21,7 +21,7 @@ from edgeml.exporter.mil.backend import count_operations, open_mil
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.coreml_weights import opened, to_int8
 from edgeml.exporter.quantize.result import Quantized
-from edgeml.runtime.backends import EngineOptions
+from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.errors import UnsupportedError
 
 IOS17: Final = 8  # the specification version that has quantize and dequantize
@@ -42,13 +42,16 @@ def to_w8a8(half: bytes, feeds: Feeds, ranges: Ranges) -> Quantized:
     if ranges == "auto" and samples < LEAST_SAMPLES:
         note = f"{samples} samples are too few to compare with others"
     elif ranges == "auto":
-        held = part(feeds, 1, HALVES)
-        wanted = outputs(open_mil(half, EngineOptions()), held)
         shown = seen.without(1)
-        errors = [
-            output_error(wanted, outputs(open_mil(with_activations(small, _ranges(shown, tried)), EngineOptions()), held))
-            for tried in TRIED
-        ]
+        errors = judge(
+            TRIED,
+            lambda tried, _: with_activations(small, _ranges(shown, tried)),
+            _each,
+            lambda some: _each(half, some),
+            feeds,
+            folds=(1,),
+            parts=HALVES,
+        )
         way = TRIED[first_good(errors)]
         listed = ", ".join(f"{name} {100 * error:.2g} %" for name, error in zip(TRIED, errors, strict=True))
         note = f"chosen by the error on half of the calibration samples ({listed} of the outputs' deviation)"
@@ -107,6 +110,10 @@ def _last_operations(program: Any) -> Iterator[str]:
             operation = operation.inputs["x"].op
         if operation is not None:
             yield operation.name
+
+
+def _each(model: bytes, feeds: Feeds) -> Iterator[list[Array]]:
+    return answers(open_mil(model, EngineOptions()), feeds)
 
 
 def _ranges(seen: Mapping[str, Statistics], observer: str) -> dict[str, Range]:

@@ -5,13 +5,13 @@ Ways to quantize are judged by cross-validation on the calibration samples; the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from edgeml.exporter.calibrate.checks import calibration_notes
 from edgeml.exporter.calibrate.choose import FOLDS, LEAST_SAMPLES, first_good, judge
-from edgeml.exporter.calibrate.feeds import Feeds, count, outputs
+from edgeml.exporter.calibrate.feeds import Feeds, answers, count, outputs
 from edgeml.exporter.calibrate.observers import OBSERVERS
 from edgeml.exporter.calibrate.stability import unstable
 from edgeml.exporter.calibrate.statistics import Seen, Statistics, gather
@@ -85,7 +85,12 @@ class Bench:
         seen = self._watch(equalize=False).seen
         return (*self.mixed, *unstable(seen.half(0), seen.half(1)))
 
+    def each(self, model: bytes, feeds: Feeds) -> Iterator[list[Array]]:
+        """The outputs of a model for each sample."""
+        return answers(self.network.open(model), feeds)
+
     def run(self, model: bytes, feeds: Feeds) -> list[Array]:
+        """The outputs for all samples: for few of them only."""
         return outputs(self.network.open(model), feeds)
 
     def _watch(self, equalize: bool) -> _Watched:
@@ -150,7 +155,7 @@ def choose(bench: Bench, model: bytes, ranges: Ranges = "auto") -> tuple[Way, tu
     if samples >= LEAST_SAMPLES:
 
         def judged(ways: tuple[Way, ...]) -> dict[Way, float]:
-            errors = judge(ways, bench.quantize, bench.run, lambda some: bench.run(model, some), feeds)
+            errors = judge(ways, bench.quantize, bench.each, lambda some: bench.each(model, some), feeds)
             return dict(zip(ways, errors, strict=True))
 
         other = plain._replace(equalize=True)
