@@ -64,7 +64,7 @@ def verdict_error(judged: Judged, budget: float | None) -> EdgemlError | None:
             f"{where} loses {task.drop:.2f} points of {task.metric}",
             expected=f"at most {budget:g}",
             got=f"{task.drop:.2f} on {task.n} samples",
-            hint="raise --max-drop, or leave it out",
+            hint=f"raise --max-drop (then `edgeml explain` shows the layers), or leave {judged.artifact.precision} out",
         )
     return None
 

@@ -30,6 +30,7 @@ from edgeml.wire.manifest import KeptFloat, Status
 
 CHANCES: Final = 2  # of being packed that an artifact has: as it is, and repaired
 SHORT: Final = 40
+SAID: Final = 3  # of them in a sentence
 NAMED: Final = 12  # operators that notes name; the report has all
 
 
@@ -116,7 +117,7 @@ class Search:
                 self._ranked = ranked(measured)
             if self._ranked:
                 worst = self._ranked[0]
-                step.note += f"; {short(worst.operator.name)!r} alone costs {_share(worst.error)} of the outputs' deviation"
+                step.note += f"; {short(worst.operator.name)!r} alone costs {share_of(worst.error)} of the outputs' deviation"
 
     def _descend(self, order: Sequence[int]) -> Found:
         """From the most left float to the fewest, while they pass; where already the first does not, while none fails.
@@ -138,7 +139,8 @@ class Search:
         assert taken is not None, "there is a first size"
         tried, model, notes = taken
         kept = tuple(_kept(one) for one in self._ranked[: tried.kept])
-        sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {_said(tried)}"
+        names = ", ".join(repr(short(one.name)) for one in kept[:SAID]) + (", …" if len(kept) > SAID else "")
+        sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {names}"
         chances = CHANCES if len(accepted) == 1 else 1 + len(self._tried)
         told = _notes(kept, self._tried, chances)
         return Found(self._record(sentence, taken=tried.kept), model, (*notes, *told), kept, chances)
@@ -199,7 +201,7 @@ def _kept(one: Sensitivity) -> KeptFloat:
 
 def _notes(kept: Sequence[KeptFloat], tried: Sequence[SetTried], chances: int) -> list[str]:
     notes = [
-        f"left float: {short(one.name)!r} ({one.operator}), which alone costs {_share(one.error)} of the outputs' deviation; "
+        f"left float: {short(one.name)!r} ({one.operator}), which alone costs {share_of(one.error)} of the outputs' deviation; "
         f"{one.extra_bytes:+,} bytes"
         for one in kept[:NAMED]
     ]
@@ -225,7 +227,8 @@ def _operators(count: int) -> str:
     return f"{count} operator{'s' if count != 1 else ''}"
 
 
-def _share(error: float) -> str:
+def share_of(error: float) -> str:
+    """An error in standard deviations, as a share of them."""
     return "all" if error >= UNMEASURED else f"{100 * error:.0f} %" if error > 0.1 else f"{100 * error:.2g} %"
 
 

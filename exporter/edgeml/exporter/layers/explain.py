@@ -9,6 +9,7 @@ import msgspec
 
 from edgeml.exporter.layers.difference import Difference
 from edgeml.exporter.layers.trace import Operator
+from edgeml.exporter.repair import share_of
 from edgeml.wire.manifest import KeptFloat
 
 
@@ -51,7 +52,7 @@ def lines(operators: Sequence[Operator], found: Difference | None, kept: Sequenc
         reason = reasons.get(layer.tensor) if layer is not None else None
         why = None
         if reason is not None:
-            why = f"alone costs {100 * reason.error:.2g} % of the outputs' deviation; {reason.extra_bytes:+,} bytes"
+            why = f"alone costs {share_of(reason.error)} of the outputs' deviation; {reason.extra_bytes:+,} bytes"
         result.append(
             OperatorLine(
                 operator.name,
