@@ -101,7 +101,7 @@ def _decibels(value: float | None) -> str:
 
     if value is None:
         return "-"
-    return "equal" if value >= SILENT_DB else "not finite" if value <= DEAF_DB else f"{value:.1f}"
+    return "equal" if value >= SILENT_DB else "not finite" if value <= DEAF_DB else f"{round(value, 1) + 0.0:.1f}"
 
 
 def _print_explanation(found: Explanation) -> None:
@@ -163,7 +163,7 @@ def _about(piece: Piece | None, names: tuple[str, str]) -> str:
     if piece is None:
         return f"No inner tensor of {names[1]} could be told to be one of {names[0]}.\n"
     chain = " > ".join(operator.kind for operator in piece.operators)
-    held = f"{piece.snr_db:.1f} dB of signal to noise, at least {piece.least_db:g} asked"
+    held = f"{_decibels(piece.snr_db)} dB of signal to noise, at least {piece.least_db:g} asked"
     if not piece.fails:
         return (
             f"No piece of {names[1]} is wrong by itself. "

@@ -210,8 +210,8 @@ def _notes(kept: Sequence[KeptFloat], tried: Sequence[SetTried], chances: int) -
     looks = ", ".join(str(one.kept) for one in tried)
     level = 100 * (1 - TAIL / chances)
     notes.append(
-        f"sets of {looks} left float were looked at in this order, which calibration samples fixed before; the bound is of "
-        f"{level:.4g} %, since this artifact had {chances} chances"
+        f"looked at sets of {looks} operators left float, in this order, which calibration samples fixed before; "
+        f"the bound is of {level:.4g} %, since this artifact had {chances} chances"
     )
     return notes
 

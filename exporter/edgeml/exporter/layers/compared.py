@@ -12,7 +12,7 @@ from edgeml.exporter.layers.difference import Difference, difference
 from edgeml.exporter.layers.explain import Explanation, explained
 from edgeml.exporter.layers.feeding import calls_for, samples_for
 from edgeml.exporter.layers.subject import Subject
-from edgeml.exporter.layers.trace import Model, Trace, open_model
+from edgeml.exporter.layers.trace import Model, Trace, first, open_model
 from edgeml.exporter.parity.metrics import spread
 from edgeml.runtime.backends import Array, EngineOptions, opener
 from edgeml.wire.errors import EdgemlError
@@ -40,7 +40,9 @@ def compare_subjects(a: Subject, b: Subject, input_: Path | None) -> Compared:
     samples, words = samples_for((a, b), model_a.inputs, input_)
     calls = calls_for(b, model_b.inputs, samples)
     trace_a, trace_b = model_a.trace(calls_for(a, model_a.inputs, samples)), model_b.trace(calls)
-    found = difference(trace_a, trace_b, kernel_error(b, calls, trace_b))
+    count = min(len(next(iter(trace.values.values()))) for trace in (trace_a, trace_b))
+    trace_a, trace_b = first(trace_a, count), first(trace_b, count)
+    found = difference(trace_a, trace_b, kernel_error(b, calls[:count], trace_b))
     return Compared((a.name, b.name), trace_a, trace_b, model_b, found, words)
 
 

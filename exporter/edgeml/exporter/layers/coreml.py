@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from edgeml.exporter.layers.trace import Operator, Trace, as_real, stacked
+from edgeml.exporter.layers.trace import Operator, Trace, as_real, enough, stacked
 from edgeml.exporter.mil.backend import open_mil
 from edgeml.exporter.mil.interpreter import Interpreter
 from edgeml.exporter.mil.package import MODEL, unpack_files
@@ -44,6 +44,8 @@ class CoremlModel:
 
             self._interpreter.run(dict(zip(names, tensors, strict=True)), keep)
             seen.append(call)
+            if enough(seen):
+                break
         return Trace("coreml", self.operators, names, self.outputs, stacked(seen))
 
     def _operators(self) -> Iterable[Operator]:

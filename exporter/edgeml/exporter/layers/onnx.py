@@ -8,7 +8,7 @@ from typing import Any, Final
 import onnx
 from onnx import TensorProto, helper
 
-from edgeml.exporter.layers.trace import Operator, Trace, as_real, stacked
+from edgeml.exporter.layers.trace import Operator, Trace, as_real, enough, stacked
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 from edgeml.wire.errors import ModelError
@@ -49,6 +49,8 @@ class OnnxModel:
             found = dict(zip((raw.name for raw in backend.inputs), tensors, strict=True))
             found |= dict(zip((raw.name for raw in backend.outputs), backend.run(tensors), strict=True))
             seen.append({name: as_real(value) for name, value in found.items()})
+            if enough(seen):
+                break
         names = tuple(raw.name for raw in self.inputs)
         return Trace("onnx", self.operators, names, self.outputs, stacked(seen))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeml.exporter.layers.cut_tflite import cut_tflite
-from edgeml.exporter.layers.trace import Operator, Trace, as_real, stacked
+from edgeml.exporter.layers.trace import Operator, Trace, as_real, enough, stacked
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
 from edgeml.wire.errors import EngineError, MissingExtraError
@@ -46,6 +46,8 @@ class TfliteModel:
             except (ValueError, RuntimeError) as error:
                 raise EngineError(f"LiteRT failed: {error}") from error
             seen.append({name: self.real(name, self._interpreter.get_tensor(index)) for name, index in self.indices.items()})
+            if enough(seen):
+                break
         names = tuple(raw.name for raw in self.inputs)
         return Trace("tflite", self.operators, names, self.outputs, stacked(seen))
 

@@ -6,13 +6,15 @@ Kernels are the engine's plain ones, so that a trace shows the numbers in the fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import numpy as np
 
 from edgeml.runtime.backends import Array, RawTensor
 from edgeml.wire.manifest import Format
+
+LIMIT_BYTES: Final = 1 << 30  # of inner tensors: of a large model, fewer samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ def open_model(format_: Format, data: bytes) -> Model:
     from edgeml.exporter.layers.coreml import CoremlModel
 
     return CoremlModel(data)
+
+
+def enough(seen: Sequence[Mapping[str, Array]]) -> bool:
+    """Whether the calls kept so far fill what a trace may hold."""
+    return len(seen) * sum(value.nbytes for value in seen[0].values()) >= LIMIT_BYTES if seen else False
+
+
+def first(trace: Trace, count: int) -> Trace:
+    """The trace of the first samples alone."""
+    return replace(trace, values={name: values[:count] for name, values in trace.values.items()})
 
 
 def stacked(calls: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

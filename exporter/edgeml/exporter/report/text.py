@@ -93,11 +93,9 @@ def repaired(artifact: ArtifactReport) -> str | None:
 
 def decibels(error_share: float) -> str:
     """Signal to noise of an error in standard deviations: `38 dB`."""
-    return (
-        NOTHING
-        if error_share <= 0 or error_share >= UNMEASURED
-        else f"{-20 * math.log10(error_share):.0f} dB".replace("-", MINUS)
-    )
+    if error_share <= 0 or error_share >= UNMEASURED:
+        return NOTHING
+    return f"{round(-20 * math.log10(error_share))} dB".replace("-", MINUS)
 
 
 def class_name(labels: Sequence[str], index: int) -> str:
