@@ -86,7 +86,7 @@ def _whole(line: Line, cell: Cell) -> int:
 
 
 def _repaired(cell: Cell) -> bool:
-    return any("kept in float" in note or "kept float" in note for note in cell.notes)
+    return any(note.startswith("left float:") for note in cell.notes)
 
 
 def _share(cells: Sequence[Cell], of: int | None = None) -> float | None:
