@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -71,6 +72,7 @@ class Trial(msgspec.Struct, frozen=True):
     chances: int = 1  # of being packed that this artifact is one of, see `score`
     post: PostProcessing | None = None  # of the source's own answers
     defer: DeferGoal | None = None
+    whole: bool = False  # int8 of TFLite computes nothing in float, as microcontrollers want it
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -217,15 +219,16 @@ def quantize(
     ranges: Ranges = "auto",
 ) -> dict[str, list[str]]:
     """Job: write a smaller form of an fp32 model; gives notes and warnings. `inputs` are the fp32 model's bindings."""
-    feeds = feeds_of(msgspec.convert(trial, Trial), msgspec.convert(inputs, tuple[Binding, ...]))
+    asked = msgspec.convert(trial, Trial)
+    feeds = feeds_of(asked, msgspec.convert(inputs, tuple[Binding, ...]))
     if feeds is None and precision in CALIBRATED[format]:
         raise PlanError(f"{precision} without calibration samples", hint="give --calib")
-    quantized = _smaller(format)(Path(model).read_bytes(), precision, feeds, ranges)
+    quantized = _smaller(format, whole=asked.whole)(Path(model).read_bytes(), precision, feeds, ranges)
     Path(out).write_bytes(quantized.model)
     return {"notes": list(quantized.notes), "warnings": list(quantized.warnings)}
 
 
-def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None, Ranges], Quantized]:
+def _smaller(format_: Format, *, whole: bool) -> Callable[[bytes, Precision, Feeds | None, Ranges], Quantized]:
     if format_ == "onnx":
         from edgeml.exporter.quantize.onnx import smaller_onnx
 
@@ -233,7 +236,7 @@ def _smaller(format_: Format) -> Callable[[bytes, Precision, Feeds | None, Range
     if format_ == "tflite":
         from edgeml.exporter.quantize.tflite import smaller_tflite
 
-        return smaller_tflite
+        return partial(smaller_tflite, whole=whole)
     from edgeml.exporter.quantize.coreml import smaller_coreml
 
     return smaller_coreml

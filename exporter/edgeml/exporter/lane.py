@@ -102,6 +102,7 @@ class Lane:
                 depends = {
                     "model": whole.artifact.sha256, "format": self.format, "precision": precision, "task": self.trial.task,
                     "calibration": self.calibrated, "inputs": inputs, "ranges": self.plan.ranges,
+                    "whole": self.trial.whole,
                 }  # fmt: skip
                 told, kept = self.cache.call(
                     self.judge, f"{JOBS}.artifact:quantize", depends, out=out,

@@ -193,6 +193,7 @@ class _Run:
             calibration=calibration,
             metric=self.plan.metric,
             defer=self.plan.defer,
+            whole=self.plan.target is not None and self.plan.target.whole,
         )
         self._rehearse(trial, outputs, data)
         if self.plan.defer is not None:

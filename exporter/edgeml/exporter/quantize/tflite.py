@@ -25,10 +25,12 @@ def smaller_tflite(
     feeds: Feeds | None,
     ranges: Ranges = "auto",
     keep_float: frozenset[str] = frozenset(),
+    *,
+    whole: bool = False,
 ) -> Quantized:
     """A float32 model in another precision; `feeds` are calibration samples by the model's own input names.
 
-    `keep_float` names outputs of operators that stay float.
+    `keep_float` names outputs of operators that stay float. `whole`: in int8 nothing else does, the last layer included.
     """
     if precision == "fp16":
         return Quantized(to_fp16_tflite(model))
@@ -39,7 +41,7 @@ def smaller_tflite(
     if precision == "int16":
         return to_int16_tflite(model, feeds, keep_float=keep_float, ranges=ranges)
     assert precision == "int8", "the plan asks for nothing else"
-    return to_int8_tflite(model, feeds, keep_float=keep_float, ranges=ranges)
+    return to_int8_tflite(model, feeds, keep_float=keep_float, ranges=ranges, whole=whole)
 
 
 def to_int8_tflite(
@@ -49,6 +51,7 @@ def to_int8_tflite(
     task: Literal["classify", "regress"] = "classify",
     keep_float: frozenset[str] = frozenset(),
     ranges: Ranges = "auto",
+    whole: bool = False,
 ) -> Quantized:
     """The static int8 form of a float32 model; inputs and outputs stay float32.
 
@@ -59,7 +62,7 @@ def to_int8_tflite(
         UnsupportedError: the model cannot be quantized.
     """
     del task  # the error that chooses is the same for both
-    return to_int8(TfliteNetwork(model, keep_float), model, feeds, ranges)
+    return to_int8(TfliteNetwork(model, keep_float, whole=whole), model, feeds, ranges)
 
 
 def to_int16_tflite(

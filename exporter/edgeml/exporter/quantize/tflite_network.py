@@ -41,11 +41,19 @@ Operator = tuple[str, Any, tuple[str, ...], str]
 class TfliteNetwork:
     """`model` is copied; the layers are those of the main graph whose weights and biases nothing else uses.
 
-    `ends_float` keeps small layers before the outputs float, with the pooling before them.
+    `ends_float` keeps small layers before the outputs float, with the pooling before them. `whole` computes nothing in float but
+    what `keep_float` names: a microcontroller then needs no float buffers or kernels.
     """
 
-    def __init__(self, model: bytes | bytearray, keep_float: frozenset[str] = frozenset(), *, ends_float: bool = True) -> None:
-        self.model, self._ends_float = bytearray(model), ends_float
+    def __init__(
+        self,
+        model: bytes | bytearray,
+        keep_float: frozenset[str] = frozenset(),
+        *,
+        ends_float: bool = True,
+        whole: bool = False,
+    ) -> None:
+        self.model, self._ends_float, self._whole = bytearray(model), ends_float, whole
         schema = _schema()
         root = schema.Model.GetRootAs(self.model, 0)
         self._graph, self._root = root.Subgraphs(0), root
@@ -55,7 +63,7 @@ class TfliteNetwork:
         found = {output: layer for kind, op, _, output in operators if (layer := self._layer(schema, kind, op, output, shared))}
         self._kinds = {layer.weights: kind for kind, _, _, output in operators if (layer := found.get(output))}
         outputs = [self._name(index) for index in self._graph.OutputsAsNumpy()]
-        ends = _ends(operators, found, outputs)
+        ends = [] if whole else _ends(operators, found, outputs)
         total = sum(self._values(layer.weights).size for layer in found.values())
         least = SMALL_SHARE * total if ends_float else 0
         small = {layer.output for layer in ends if self._values(layer.weights).size <= least}
@@ -77,7 +85,7 @@ class TfliteNetwork:
         return self.keeping(frozenset())
 
     def keeping(self, kept: frozenset[str]) -> Self:
-        return type(self)(self.model, self.keep_float | kept, ends_float=self._ends_float)
+        return type(self)(self.model, self.keep_float | kept, ends_float=self._ends_float, whole=self._whole)
 
     def operators(self) -> tuple[tuple[str, str], ...]:
         return tuple(
@@ -112,7 +120,7 @@ class TfliteNetwork:
     def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
         found = {name: (np.array([low], np.float32), np.array([high], np.float32)) for name, (low, high) in ranges.items()}
         found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
-        return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits)
+        return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits, whole=self._whole)
 
     def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
         """The file with small weights alone; `scales` are (outputs,) at eight bits, (outputs, 1) at four."""

@@ -10,11 +10,8 @@ from typing import Any, Final, Literal
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 
-FLOAT_OPERATORS: Final = (
-    "INPUT",
-    "OUTPUT",
-    "SOFTMAX",
-)  # inputs and outputs stay float32; so does the last step to probabilities
+FLOAT_OPERATORS: Final = ("INPUT", "OUTPUT")  # inputs and outputs stay float32
+FLOAT_LAST: Final = "SOFTMAX"  # so does the last step to probabilities
 
 
 def write_static(
@@ -24,12 +21,13 @@ def write_static(
     float_output: frozenset[str] = frozenset(),
     *,
     bits: Literal[8, 16] = 8,
+    whole: bool = False,
 ) -> bytes:
     """The model with weights as int8 and activations of 8 or 16 bits, biases int32 or int64.
 
     `ranges`: tensor name -> (low, high), one value for an activation, for weights one per output channel, shaped to broadcast.
     `keep_float` names output tensors of operators that stay float, `float_output` those of fully connected layers that have
-    int8 weights, round their input when they run, and give float.
+    int8 weights, round their input when they run, and give float. `whole` makes integers of softmax, too.
 
     Raises:
         UnsupportedError: the quantizer cannot do it.
@@ -38,7 +36,7 @@ def write_static(
     recipe = parts.recipe_manager.RecipeManager()
     operators = parts.qtyping.TFLOperationName
     recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8)
-    for name in FLOAT_OPERATORS:
+    for name in FLOAT_OPERATORS if whole else (*FLOAT_OPERATORS, FLOAT_LAST):
         recipe.add_quantization_config(".*", operators(name), algorithm_key=parts.names.NO_QUANTIZE)
     for name in sorted(keep_float):
         recipe.add_quantization_config(_scope(name), operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)
