@@ -27,6 +27,8 @@ class Command:
 
 COMMANDS: Final[dict[str, Command]] = {
     "export": Command("edgeml.exporter.cli", "export_app", "export", "Convert and quantize a model, and prove the result."),
+    "micro": Command("edgeml.exporter.target.micro_cli", "app", "micro", "Write C sources for a microcontroller, proved."),
+    "web": Command("edgeml.exporter.target.web_cli", "app", None, "Make a page that proves a bundle in a browser."),
     "inspect": Command("edgeml.runtime.cli", "inspect_app", None, "Show what is in a bundle or a model file."),
     "explain": Command("edgeml.exporter.layers_cli", "explain_app", "export", "Show what each layer's precision costs."),
     "diff": Command("edgeml.exporter.layers_cli", "diff_app", "export", "Compare two models layer by layer."),

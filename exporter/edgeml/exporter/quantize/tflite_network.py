@@ -41,8 +41,8 @@ Operator = tuple[str, Any, tuple[str, ...], str]
 class TfliteNetwork:
     """`model` is copied; the layers are those of the main graph whose weights and biases nothing else uses.
 
-    `ends_float` keeps small layers before the outputs float, with the pooling before them. `whole` computes nothing in float but
-    what `keep_float` names: a microcontroller then needs no float buffers or kernels.
+    `ends_float` keeps small layers before the outputs float, with the pooling before them. `whole` computes nothing in float
+    but what `keep_float` names: a microcontroller then needs no float buffers or kernels.
     """
 
     def __init__(

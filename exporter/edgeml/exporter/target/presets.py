@@ -19,7 +19,7 @@ class Preset:
     `formats` and `precisions` are what an export makes if nothing else is asked for. `arch` names the machines as
     `platform.machine` does, empty where that says nothing. `ram_bytes` is what the smallest board of the kind has,
     `storage_bytes` where its program and model must fit together; 0: not what limits. `why` is the sentence the report
-    carries; `after` names the command that goes on from the bundle.
+    carries; `after` names the command that goes on from the bundle. `whole`: int8 computes nothing in float.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Preset:
     ram_bytes: int = 0
     storage_bytes: int = 0
     after: str = "bench"
+    whole: bool = False
 
     def misfits(self, artifact: Artifact) -> str | None:
         """Why the device cannot hold an artifact, or `None`."""
@@ -69,13 +70,15 @@ PRESETS: Final[dict[str, Preset]] = {
         ),
         Preset(
             "cortex-m4", "a Cortex-M4 microcontroller", ("tflite",), ("int8",),
-            "TensorFlow Lite Micro has int8 kernels for it, and int8 is a quarter of the flash",
-            ram_bytes=256 * 1024, storage_bytes=1 * MIB, after="verify",
+            "TensorFlow Lite Micro has int8 kernels for it, and int8 is a quarter of the flash and the arena; no layer stays "
+            "float. `edgeml micro` writes the C sources and measures the arena",
+            ram_bytes=256 * 1024, storage_bytes=1 * MIB, after="micro", whole=True,
         ),
         Preset(
             "browser", "a web browser", ("onnx",), ("fp32", "int8"),
-            "onnxruntime-web runs both on WebAssembly; int8 is a quarter of the download",
-            after="verify",
+            "onnxruntime-web runs both on WebAssembly; int8 is a quarter of the download. `edgeml web` makes the page that "
+            "proves it",
+            after="web",
         ),
     )
 }  # fmt: skip
