@@ -196,9 +196,9 @@ def test_float_edges_come_off_and_the_answers_stay(int8: bytes) -> None:
 
 @pytest.mark.slow
 def test_dynamic_range_files_are_refused_in_words(tmp_path: Path) -> None:
-    from edgeml.exporter.quantize.tflite_recipe import write_int8
+    from edgeml.exporter.quantize.tflite_recipe import write_static
 
-    hybrid = write_int8(
+    hybrid = write_static(
         tflite_model(), {"other": (np.zeros(1), np.ones(1))}, frozenset(), frozenset({"StatefulPartitionedCall:0"})
     )
     (tmp_path / "hybrid.tflite").write_bytes(hybrid)
