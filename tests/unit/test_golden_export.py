@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, golden_inputs, kernel_answers, make_golden, pick
+from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, envelope, golden_inputs, kernel_answers, make_golden, pick
 from edgeml.exporter.parity.answers import answers
 from edgeml.exporter.parity.metrics import Floats
 from edgeml.exporter.samples import Samples, load_samples, make_samples
@@ -76,11 +76,15 @@ def missed(golden: Golden, blobs: dict[str, bytes], got: dict[str, Array], score
         difference = got[tensor.name].astype(np.float64) - expected
         assert output.rms is not None
         assert output.bias is not None
+        assert output.channel is not None
+        assert output.gain is not None
         if not np.isfinite(difference).all():
             return {"not finite"}
         found |= {"value"} if np.abs(difference).max() > output.tolerance else set()
         found |= {"rms"} if np.sqrt(np.mean(difference**2)) > output.rms else set()
         found |= {"bias"} if abs(difference.mean()) > output.bias else set()
+        found |= {"channel"} if np.abs(difference.mean(axis=0)).max() > output.channel else set()
+        found |= {"gain"} if abs((difference * expected).sum()) / (expected**2).sum() > output.gain else set()
         if tensor.name == scores:
             agreement = float((got[tensor.name].argmax(axis=1) == expected.argmax(axis=1)).mean())
             found |= {"class"} if agreement < golden.least_agreement else set()
@@ -140,6 +144,27 @@ def test_healthy_kernels_of_forty_unseen_boards_pass(bundle: tuple[Samples, Gold
     for board in range(40):
         with simulated(b"int8").session(SIGNATURE, f"board {board}") as session:
             assert missed(golden, blobs, answers(session.run, samples, SIGNATURE), "p") == set(), board
+
+
+def test_what_is_the_same_in_every_sample_is_seen_below_the_noise_of_kernels() -> None:
+    """A bound by element is as wide as kernels differ; a scale or channel that is a little off hides in it, not in sums."""
+    generator = np.random.default_rng(3)
+    right = generator.normal(0, 1, (400, 8)).astype(np.float32)
+
+    def kernels() -> Array:
+        return (right + generator.normal(0, 0.05, right.shape)).astype(np.float32)
+
+    at = list(range(0, 400, 12))
+    binding = Binding("p", "p", 0, "float32", (1, 8))
+    sets = {name: {"p": values} for name, values in (("default", right), ("a", kernels()), ("b", kernels()))}
+    golden, blobs = envelope(sets, at, [binding], scores=None)
+    faults = {"gain": right * 1.04, "channel": right + np.array([0.06, 0, 0, 0, -0.06, 0, 0, 0], np.float32)}
+    for by, got in faults.items():
+        found = missed(golden, blobs, {"p": got[at]}, "")
+        assert by in found
+        assert not found & {"value", "rms"}
+    for _ in range(40):
+        assert missed(golden, blobs, {"p": kernels()[at]}, "") == set()
 
 
 FAULTS: dict[str, tuple[Callable[[list[Array]], list[Array]], str]] = {

@@ -3,11 +3,13 @@
 One model file gives different numbers on different kernels (LiteRT's own int8 kernels differ by up to 72 steps on one model),
 so the tolerance is measured: the artifact is run with each kernel set its engine has, and the largest difference, times
 `SAFETY`, plus two steps of the output's quantization, is what a board is allowed. A bound that wide would hide a shift of all
-outputs by one step; so the root mean square and the mean of the differences are bounded as well, each by its own envelope.
+outputs by one step, a wrong channel or a wrong scale inside the network; so what is the same in every sample is bounded too:
+the root mean square of the differences, their mean, the mean of each element, and the gain, each by its own envelope.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -36,7 +38,12 @@ QUANTA: Final = 2.0  # steps of the output's quantization: its own rounding, and
 FLOAT_FLOOR: Final = 1e-5  # of the output range: float32 engines differ by 2e-6 to 2e-5
 ALONE_FLOOR: Final = 1e-4  # of the output range, where one kernel set could run and nothing was compared: parity's own limit
 HALF_FLOOR: Final = 2e-2  # of the output range: the same for arithmetic in float16, which a board may choose on its own
+# What rounding each operator's answer to float16 does to four networks, times ten and more for engines that also sum in it:
+HALF_RMS: Final = 4e-3  # of the output range; seen: 1.1e-4
+HALF_SHIFT: Final = 1e-3  # of the output range, for the mean of all elements and of each; seen: 9e-5
+HALF_GAIN: Final = 3e-3  # seen: 5e-5
 RMS_STEPS: Final = 0.5  # what rounding may add to the root mean square
+CHANCE: Final = 3.0  # standard deviations that a mean over the golden samples is off by chance, for kernels not at hand
 BIAS_STEPS: Final = 0.25  # and to the mean, where it cancels: a shift of all outputs by one step must show
 LEVELS: Final = 256  # values an 8-bit output can have
 ENVELOPE_SAMPLES: Final = 400  # reference kernels take up to 100 times as long as those of devices
@@ -67,6 +74,20 @@ class Vectors:
 
     tensors: tuple[TensorBlob, ...]
     blobs: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Floors:
+    """What every board is allowed, however well the kernels here agree: in the output's units, the gain as a share."""
+
+    element: float
+    rms: float
+    shift: float
+    gain: float
+
+    @classmethod
+    def of_half(cls, span: float) -> _Floors:
+        return cls(HALF_FLOOR * span, HALF_RMS * span, HALF_SHIFT * span, HALF_GAIN)
 
 
 def pick(samples: Samples, classes: Array | None = None, *, count: int = GOLDEN_SAMPLES, seed: int = 0) -> tuple[int, ...]:
@@ -159,16 +180,17 @@ def envelope(
         _refuse_non_finite(kernels, outputs)
     default = by_kernels["default"]
     others = [outputs for kernels, outputs in by_kernels.items() if kernels != "default"]
-    at, floor = list(at), HALF_FLOOR if half else FLOAT_FLOOR if others else ALONE_FLOOR
+    at, floor = list(at), FLOAT_FLOOR if others else ALONE_FLOOR
     scales = {b.name: b.quantization.scale for b in bindings if b.quantization is not None}
     vectors = _store({name: values[at] for name, values in default.items()})
     bounds = []
     for tensor in vectors.tensors:
         values = default[tensor.name]
         step = scales.get(tensor.name) or _step(values)
-        least = floor * spread(values) if values.dtype.kind == "f" else 0.0
+        span = spread(values) if values.dtype.kind == "f" else 0.0
+        floors = _Floors.of_half(span) if half else _Floors(floor * span, floor * span, floor * span, floor)
         differences = [outputs[tensor.name].astype(np.float64) - values.astype(np.float64) for outputs in others]
-        bounds.append(_bounds(tensor, differences, at, step=step, floor=least))
+        bounds.append(_bounds(tensor, values.astype(np.float64), differences, at, step=step, floors=floors))
     agreement = _least_agreement(default[scores], [outputs[scores] for outputs in others], at, half=half) if scores else 0.0
     return Golden(tuple(bounds), agreement), vectors.blobs
 
@@ -183,19 +205,34 @@ def _step(values: Array) -> float:
     return float(np.diff(distinct.astype(np.float64)).min())
 
 
-def _bounds(tensor: TensorBlob, differences: Sequence[Array], at: list[int], *, step: float, floor: float) -> GoldenOutput:
-    """Envelopes of element, root mean square and mean of the differences between kernels, each with its allowance."""
-    worst = rms = bias = 0.0
+def _bounds(
+    tensor: TensorBlob, values: Array, differences: Sequence[Array], at: list[int], *, step: float, floors: _Floors
+) -> GoldenOutput:
+    """Envelopes of the differences between kernels, element by element and over samples, each with its allowance."""
+    worst = rms = bias = channel = gain = 0.0
+    count, flat_values = len(at), values.reshape(len(values), -1)
+    golden = flat_values[at]
+    power = float((golden**2).sum()) or 1.0
     for difference in differences:
         worst = max(worst, float(np.abs(difference).max()))
         for part in (difference, difference[at]):
             rms = max(rms, float(np.sqrt(np.mean(part**2))))
             bias = max(bias, abs(float(part.mean())))
+        flat = difference.reshape(len(difference), -1)
+        loudest = float(np.sqrt((flat**2).mean(axis=0)).max())  # of any element
+        along = (flat * flat_values).sum(axis=1)  # what one sample adds to the gain
+        bias = max(bias, CHANCE * math.sqrt(float((flat.mean(axis=1) ** 2).mean()) / count))
+        channel = max(channel, float(np.abs(flat[at].mean(axis=0)).max()), CHANCE * loudest / math.sqrt(count))
+        chance = CHANCE * math.sqrt(count * float((along**2).mean()))
+        gain = max(gain, abs(float(along[at].sum())) / power, chance / power)
+    shift = BIAS_STEPS * step
     return GoldenOutput(
         expected=tensor,
-        tolerance=_tidy(SAFETY * worst + QUANTA * step + floor),
-        rms=_tidy(SAFETY * rms + RMS_STEPS * step + floor),
-        bias=_tidy(SAFETY * bias + BIAS_STEPS * step + floor),
+        tolerance=_tidy(SAFETY * worst + QUANTA * step + floors.element),
+        rms=_tidy(SAFETY * rms + RMS_STEPS * step + floors.rms),
+        bias=_tidy(SAFETY * bias + shift + floors.shift),
+        channel=_tidy(SAFETY * channel + shift + floors.shift),
+        gain=_tidy(SAFETY * gain + shift * abs(float(golden.sum())) / power + floors.gain),
     )
 
 

@@ -82,27 +82,41 @@ def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenRes
 
 
 class _Shift:
-    """How far an output is off over all golden samples together: a small shift of every element shows only here."""
+    """How far an output is off over all golden samples together: what is the same in every sample shows only here."""
 
     def __init__(self) -> None:
-        self._squares = self._sum = 0.0
+        self._sums: Array = np.zeros(0)
+        self._squares = self._along = self._power = 0.0
         self._count = 0
 
     def add(self, got: Array, expected: Array) -> None:
-        difference = got.astype(np.float64).ravel() - expected.astype(np.float64).ravel()
+        wanted = expected.astype(np.float64).ravel()
+        difference = got.astype(np.float64).ravel() - wanted
+        self._sums = self._sums + difference if self._count else difference
         self._squares += float(difference @ difference)
-        self._sum += float(difference.sum())
-        self._count += difference.size
+        self._along += float(difference @ wanted)
+        self._power += float(wanted @ wanted)
+        self._count += 1
+
+    def measured(self) -> dict[str, float]:
+        """By the names of the bounds in `GoldenOutput`."""
+        count, elements = max(self._count, 1), max(self._sums.size, 1)
+        return {
+            "rms": math.sqrt(self._squares / (count * elements)),
+            "bias": abs(float(self._sums.sum())) / (count * elements),
+            "channel": float(np.abs(self._sums).max(initial=0.0)) / count,
+            "gain": abs(self._along) / self._power if self._power else 0.0,
+        }
 
     def check(self, where: str, output: GoldenOutput) -> None:
-        count = max(self._count, 1)
-        measured = {"rms": math.sqrt(self._squares / count), "bias": abs(self._sum / count)}
-        for what, limit in (("rms", output.rms), ("bias", output.bias)):
-            if limit is not None and not measured[what] <= limit:
+        limits = {"rms": output.rms, "bias": output.bias, "channel": output.channel, "gain": output.gain}
+        for what, value in self.measured().items():
+            limit = limits[what]
+            if limit is not None and not value <= limit:
                 raise SelfTestError(
                     f"{where}: output {output.expected.name!r} is shifted over all golden samples ({what})",
                     expected=f"at most {limit:.6g} from the exported values",
-                    got=f"{measured[what]:.6g}",
+                    got=f"{value:.6g}",
                     hint=_WAY_OUT,
                 )
 

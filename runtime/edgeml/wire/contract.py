@@ -164,7 +164,8 @@ def _check_golden(where: str, golden: Golden, manifest: Manifest, samples: int) 
         got = output.expected.shape[0] if output.expected.shape else 0
         if got != samples:
             raise BundleError(f"{name}: samples", expected=str(samples), got=str(got))
-        for what, bound in (("tolerance", output.tolerance), ("rms", output.rms), ("bias", output.bias)):
+        shifts = {"rms": output.rms, "bias": output.bias, "channel": output.channel, "gain": output.gain}
+        for what, bound in {"tolerance": output.tolerance, **shifts}.items():
             if bound is not None and bound < 0:
                 raise BundleError(f"{name}: {what}", expected="at least 0", got=str(bound))
 

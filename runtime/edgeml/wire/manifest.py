@@ -115,14 +115,17 @@ class GoldenOutput(_Record, frozen=True):
     """What an artifact must give for the golden inputs.
 
     `tolerance` bounds |got - expected| per element, in the output's own units; it covers the kernels that may run the artifact.
-    `rms` bounds the root of the mean (got - expected)^2 over all samples and elements, `bias` the absolute mean of
-    got - expected: where one element may be far off for one sample, a shift of all of them still shows. `None`: not checked.
+    A bound that wide hides what is the same in every sample, so four more hold over all samples together, `None`: not checked.
+    `rms` bounds the root of the mean (got - expected)^2, `bias` the absolute mean of got - expected, `channel` that mean for
+    each element by itself, `gain` |sum of (got - expected) * expected| / sum of expected^2: how far the scale is off, a share.
     """
 
     expected: TensorBlob
     tolerance: float
     rms: float | None = None
     bias: float | None = None
+    channel: float | None = None
+    gain: float | None = None
 
 
 class Golden(_Record, frozen=True):
