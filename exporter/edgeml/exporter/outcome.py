@@ -126,7 +126,9 @@ def summary(made: Sequence[Made], *, packed: bool) -> str:
     good = sum(one.passed for one in made)
     failed = ", ".join(f"{one.format} {one.precision}" for one in made if not one.passed)
     if not failed:
-        return f"All {good} artifacts agree with the source." if good > 1 else "The artifact agrees with the source."
+        agree = f"All {good} artifacts agree with the source" if good > 1 else "The artifact agrees with the source"
+        unsure = [f"{one.format} {one.precision}" for one in made if one.judged is not None and one.judged.status != "pass"]
+        return f"{agree}; too few samples to be sure of {', '.join(unsure)}." if unsure else f"{agree}."
     if not packed:
         return f"No artifact passed, so no bundle was written; failed: {failed}."
     return f"{good} of {len(made)} artifacts are in the bundle; failed: {failed}."

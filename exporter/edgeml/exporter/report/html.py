@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgeml.exporter.report import plots, text
 from edgeml.exporter.report.structs import ArtifactReport, Report
-from edgeml.wire.manifest import BATCH, TensorSpec
+from edgeml.wire.manifest import BATCH, Format, KeptFloat, Precision, TensorSpec
 
 TEMPLATE: Final = "report.html.j2"
 
@@ -27,6 +27,12 @@ class _Row:
     smaller: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    kept: KeptFloat
+    bar: Markup
+
+
 def to_html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -39,12 +45,14 @@ def to_html(report: Report) -> str:
         size=text.size, share=text.share, metric_value=text.metric_value,
         error=text.error, points=text.points, seconds=text.seconds, where=text.where,
         decibels=text.decibels, class_name=text.class_name,
-        below=text.below, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
+        below=text.below, told=_told, layers_kept=_kept, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(
         report=report,
         rows=_rows(report),
-        plot=Markup(plots.size_accuracy(report.artifacts)),  # noqa: S704 - our own SVG, its texts are escaped
+        grid=_grid(report),
+        plots=[Markup(plot) for plot in _plots(report)],  # noqa: S704 - our own SVG, its texts are escaped
+        layers=_layers(report),
         legend=Markup(plots.legend(report.artifacts)),  # noqa: S704
         metric=next((a.task.metric for a in report.artifacts if a.task is not None), None),
         source_value=next((a.task.source_value for a in report.artifacts if a.task is not None), None),
@@ -52,6 +60,43 @@ def to_html(report: Report) -> str:
         has_latency=any(a.latency is not None for a in report.artifacts),
         snippet=snippet(report),
     )
+
+
+def _plots(report: Report) -> list[str]:
+    return [plot for plot in (plots.size_accuracy(report.artifacts), plots.time_accuracy(report.artifacts)) if plot]
+
+
+def _grid(report: Report) -> tuple[list[Precision], dict[Format, dict[Precision, ArtifactReport]]]:
+    """Precisions in order, and by format the artifact of each; no rows where the list below says it as shortly."""
+    precisions = [precision for precision in get_args(Precision) if any(a.precision == precision for a in report.artifacts)]
+    rows: dict[Format, dict[Precision, ArtifactReport]] = {}
+    for artifact in report.artifacts:
+        rows.setdefault(artifact.format, {})[artifact.precision] = artifact
+    return precisions, rows if len(rows) > 1 and len(precisions) > 1 else {}
+
+
+def _layers(report: Report) -> list[tuple[ArtifactReport, list[_Layer]]]:
+    """Of each artifact that was searched, its operators, the one that hurts most first."""
+    found = []
+    for artifact in report.artifacts:
+        if artifact.repair is None:
+            continue
+        bars = plots.error_bars([one.error for one in artifact.repair.ranked])
+        layers = [_Layer(one, Markup(bar)) for one, bar in zip(artifact.repair.ranked, bars, strict=True)]  # noqa: S704
+        found.append((artifact, layers))
+    return found
+
+
+def _kept(artifact: ArtifactReport) -> tuple[KeptFloat, ...]:
+    return artifact.repair.ranked[: artifact.repair.kept] if artifact.repair is not None else ()
+
+
+def _told(report: Report, artifact: ArtifactReport) -> set[str]:
+    """Notes that the page says elsewhere: in its warnings, and in the table of layers."""
+    where = f"{artifact.format} "
+    warned = {w.partition(": ")[2] for w in report.warnings if w.startswith(where)}
+    repeated = {note for note in artifact.notes if artifact.repair is not None and note.startswith("left float: ")}
+    return warned | repeated
 
 
 def snippet(report: Report) -> str:

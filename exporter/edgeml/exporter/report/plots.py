@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.report.structs import ArtifactReport
-from edgeml.exporter.report.text import ERRORS, FORMATS, METRICS, points, share, size
+from edgeml.exporter.report.text import ERRORS, FORMATS, METRICS, points, seconds, share, size
 from edgeml.wire.manifest import Precision, Task
 
-WIDTH: Final = 720
-HEIGHT: Final = 340
+WIDTH: Final = 540
+HEIGHT: Final = 310
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 18, 48  # margins of the plot's frame
 STRIP_WIDTH, STRIP_HEIGHT = 132, 22  # of the drop of one artifact, beside its numbers
 MARK: Final = 6.0
@@ -24,6 +24,9 @@ COLOURS: Final[dict[Precision, str]] = {
     "int8-weights": "weights", "int4-weights": "weights", "palette8": "palette", "palette6": "palette", "palette4": "palette",
 }  # fmt: skip
 """The style of each precision's mark: one for a kind of arithmetic or of storage, since eleven could not be told apart."""
+
+
+Cost = Callable[[ArtifactReport], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +54,56 @@ class _Scale:
 
 def size_accuracy(artifacts: Sequence[ArtifactReport]) -> str:
     """Bytes against the task metric, with 95 % bounds, the budget, and the frontier that nothing beats; "" without data."""
+    return _against(_points(artifacts), lambda a: a.bytes, "size of the model file (logarithmic)", size)
+
+
+def time_accuracy(artifacts: Sequence[ArtifactReport]) -> str:
+    """The same for the time of one call, of those that a device's engine ran."""
+    timed = [a for a in artifacts if a.latency is not None and a.parity is not None and a.parity.where == "verified"]
+    return _against(_points(timed), lambda a: a.latency.p50_s if a.latency else 0.0, "one call here (logarithmic)", seconds)
+
+
+def _points(artifacts: Sequence[ArtifactReport]) -> list[_Point]:
     found = [_Point(a, a.task) for a in artifacts if a.task is not None and a.bytes and a.task.value > -1]
     if len(found) < 2 or found[0].task.metric in ERRORS:  # growth in percent has no place on an axis of values
+        return []
+    return found
+
+
+def _against(found: Sequence[_Point], cost: Cost, label: str, words: Callable[[Any], str]) -> str:
+    """What the artifacts cost against what they are worth."""
+    if len(found) < 2:
         return ""
     task = found[0].task
-    x = _x_scale([p.artifact.bytes for p in found])
+    x = _x_scale([cost(p.artifact) for p in found])
     budget = max((p.task.budget for p in found if p.task.budget is not None), default=None)
     floor = task.source_value - (budget or 0) / 100
     y = _y_scale([v for p in found for v in (p.task.value, p.lowest)] + [task.source_value, floor])
     metric = METRICS.get(task.metric, task.metric)
-    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Size against {metric}">']
-    parts += _frame(x, y, metric)
+    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)} against {metric}">']
+    parts += _frame(x, y, metric, label, words)
     if budget is not None:
         width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - y(floor)
         parts.append(f'<rect class="over" x="{LEFT}" y="{y(floor):.1f}" width="{width}" height="{height:.1f}"/>')
-        parts.append(
-            _label(
-                WIDTH - RIGHT - 4,
-                y(floor) + 13,
-                f"over the budget of {budget:g} point{'s' if budget != 1 else ''}",
-                "end",
-            )
-        )
+        over = f"over the budget of {budget:g} point{'s' if budget != 1 else ''}"
+        parts.append(_label(LEFT + 6, HEIGHT - BOTTOM - 6, over, "start"))
     at = f"{y(task.source_value):.1f}"
     parts.append(f'<line class="source" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-    parts.append(_label(WIDTH - RIGHT - 4, y(task.source_value) - 5, f"source {share(task.source_value)}", "end"))
-    parts.append(_frontier(found, x, y))
-    for point in sorted(found, key=lambda p: -p.artifact.bytes):
-        parts.append(_mark(point, x(math.log10(point.artifact.bytes)), y(point.task.value), y(point.lowest)))
+    parts.append(_label(LEFT + 6, y(task.source_value) - 5, f"source {share(task.source_value)}", "start"))
+    parts.append(_frontier(found, cost, x, y))
+    for point in sorted(found, key=lambda p: -cost(p.artifact)):
+        parts.append(_mark(point, x(math.log10(cost(point.artifact))), y(point.task.value), y(point.lowest)))
     return "\n".join([*parts, "</svg>"])
+
+
+def error_bars(errors: Sequence[float]) -> list[str]:
+    """How much of the answers' deviation each operator spoils alone, the largest as the whole width."""
+    most = max((error for error in errors if error < UNMEASURED), default=0.0) or 1.0
+    return [
+        '<svg class="bar" viewBox="0 0 104 10" aria-hidden="true">'
+        f'<rect x="0" y="2" width="{max(1.5, 104 * min(error, most) / most):.1f}" height="6" rx="1"/></svg>'
+        for error in errors
+    ]
 
 
 def drop_strip(task: Task, low: float, high: float) -> str:
@@ -128,7 +152,7 @@ def legend(artifacts: Sequence[ArtifactReport]) -> str:
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _x_scale(sizes: Sequence[int]) -> _Scale:
+def _x_scale(sizes: Sequence[float]) -> _Scale:
     low, high = math.log10(min(sizes)), math.log10(max(sizes))
     pad = max(0.08 * (high - low), 0.08)
     return _Scale(low - pad, high + pad, LEFT, WIDTH - RIGHT)
@@ -140,26 +164,26 @@ def _y_scale(values: Sequence[float]) -> _Scale:
     return _Scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP)
 
 
-def _frame(x: _Scale, y: _Scale, metric: str) -> list[str]:
+def _frame(x: _Scale, y: _Scale, metric: str, label: str, words: Callable[[Any], str]) -> list[str]:
     parts = []
-    for tick in _size_ticks(x.low, x.high):
+    for tick in _log_ticks(x.low, x.high):
         at = x(math.log10(tick))
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(_label(at, HEIGHT - BOTTOM + 18, size(tick).replace(".0", ""), "middle"))
+        parts.append(_label(at, HEIGHT - BOTTOM + 18, words(tick).replace(".0 ", " "), "middle"))
     ticks, digits = _nice_ticks(y.low * 100, y.high * 100)
     for tick_y in ticks:
         at = y(tick_y / 100)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_label(LEFT - 8, at + 4, f"{tick_y:.{digits}f} %", "end"))
-    parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "size of the model file (logarithmic)", "middle"))
+    parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, label, "middle"))
     parts.append(_label(LEFT, 11, metric, "start"))
     return parts
 
 
-def _size_ticks(low: float, high: float) -> list[int]:
-    """1, 2, 5 times powers of ten between two logarithms."""
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten between two logarithms; whole numbers from 1 on."""
     exponents = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [factor * 10**exponent for exponent in exponents if exponent >= 0 for factor in (1, 2, 5)]
+    ticks = [factor * 10**exponent for exponent in exponents for factor in (1, 2, 5)]
     return [tick for tick in ticks if low <= math.log10(tick) <= high]
 
 
@@ -172,14 +196,14 @@ def _nice_ticks(low: float, high: float) -> tuple[list[float], int]:
     return [step * index for index in range(first, math.floor(high / step) + 1)], max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _frontier(found: Sequence[_Point], x: _Scale, y: _Scale) -> str:
-    """Steps through the artifacts that no smaller one equals."""
+def _frontier(found: Sequence[_Point], cost: Cost, x: _Scale, y: _Scale) -> str:
+    """Steps through the artifacts that none of less cost equals."""
     best = -math.inf
     corners: list[tuple[float, float]] = []
-    for point in sorted(found, key=lambda p: (p.artifact.bytes, -p.task.value)):
+    for point in sorted(found, key=lambda p: (cost(p.artifact), -p.task.value)):
         if point.artifact.status != "fail" and point.task.value > best:
             best = point.task.value
-            at = x(math.log10(point.artifact.bytes))
+            at = x(math.log10(cost(point.artifact)))
             if corners:
                 corners.append((at, corners[-1][1]))
             corners.append((at, y(best)))
