@@ -13,8 +13,9 @@ import pytest
 
 from edgeml.exporter.artifact import Trial
 from edgeml.exporter.cache import Cache
+from edgeml.exporter.parity.intervals import drop_upper, quantile_of
 from edgeml.exporter.progress import Silent
-from edgeml.exporter.repair import Found, Search
+from edgeml.exporter.repair import CHANCES, Found, Search
 from edgeml.exporter.repair_jobs import Quantizing
 from edgeml.exporter.report.structs import Stage
 from edgeml.exporter.source.model import write_arrays
@@ -162,6 +163,47 @@ def test_out_of_time_is_a_refusal_and_the_next_run_goes_on(quantizing: Callable[
     assert "ran out of 10 s after 2 of 4 operators" in found.record.sentence
     assert again.worker.asked == ["alone", "alone", "keep", "look_at"]
     assert ended.model is not None
+
+
+class Simulated:
+    """A desk whose ten operators hurt alike. Sets of three and more drop 0.1 points, smaller ones just what is accepted."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.stages = rng, list[Stage]()
+
+    def step(self, name: str, /) -> Step:
+        return Step(name, Silent(), self.stages)
+
+    def ask(self, job: str, _: Mapping[str, object], /, *, out: Path | None = None, **arguments: object) -> tuple[Any, bool]:
+        if job == "repair_jobs:operators":
+            return {"operators": [{"kind": "Conv", "name": f"c{i}"} for i in range(10)], "bytes": 100}, False
+        if job == "repair_jobs:alone":
+            return {"error": 0.5, "bytes": 90}, False
+        if out is not None:
+            out.write_bytes(b"model")
+            self.size = len(cast("list[str]", arguments["kept"]))
+            return [], False
+        count, budget = 2000, 0.01
+        lost, won, _same = self.rng.multinomial(count, (0.011, 0.010, 0.979) if self.size >= 3 else (0.02, 0.01, 0.97))
+        upper = drop_upper(int(lost), int(won), count, quantile_of(0.025))
+        drop = (int(lost) - int(won)) / count
+        status = "pass" if upper <= budget else "fail" if drop > budget else "inconclusive"
+        return {"status": status, "task": None, "reason": None}, False
+
+
+def test_looking_many_times_passes_no_more_bad_sets_than_it_says(
+    quantizing: Callable[[float], Quantizing], tmp_path: Path
+) -> None:
+    """Sets of one and two operators drop what is accepted, and not less: each that passes does so wrongly."""
+    rng, runs, wrong, right = np.random.default_rng(0), 400, 0, 0
+    for _ in range(runs):
+        found = Search(Simulated(rng), quantizing(1.0), DEPENDS, "fail", tmp_path, 60.0, now=lambda: 0.0).run()
+        proved = found.model is not None and found.chances == CHANCES
+        wrong += proved and found.record.kept < 3
+        right += proved and found.record.kept >= 3
+
+    assert wrong / runs <= 0.025 + 2.6 * (0.025 * 0.975 / runs) ** 0.5
+    assert right / runs > 0.6
 
 
 def test_what_half_of_the_operators_float_does_not_repair_is_given_up(

@@ -335,6 +335,9 @@ def test_a_page_shows_what_stayed_float_and_the_classes_that_lose() -> None:
     changed = msgspec.structs.replace(REPORT.artifacts[2], repair=repair, by_class=evidence)
     page = to_html(msgspec.structs.replace(REPORT, artifacts=(changed,), labels=("a", "b", "<c>")))
 
+    lines = list(plain_lines(msgspec.structs.replace(REPORT, artifacts=(changed,), labels=("a", "b", "<c>"))))
+
+    assert lines[1].strip() == "drops most for <c> +40.00 on 50 samples"
     assert "1 operator of 4 left float" in page
     assert "conv&lt;1&gt;" in page
     assert "20 dB" in page

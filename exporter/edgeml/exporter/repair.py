@@ -1,8 +1,8 @@
 """The keep-float search: a quantized artifact that misses its budget is made again with the fewest operators left float.
 
 Ranking is on calibration samples; evaluation samples only say yes or no to sets whose order was fixed before
-(`edgeml.exporter.quantize.keep_float`). The artifact that missed was a first chance to pass and the search is a second, so
-every set is held to a bound of 97.5 %: the bound that is reported is true at 95 % for the pair.
+(`edgeml.exporter.quantize.keep_float`). The artifact that missed had its chance of 5 % to pass wrongly. The search is a second
+one and gets half as much: every set is held to a bound of 97.5 %.
 
 What the result is does not depend on the clock. The time limit ends a search with a refusal; everything it found is in the
 cache of conversions, so that the same command goes on where it was.

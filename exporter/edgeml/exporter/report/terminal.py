@@ -41,8 +41,9 @@ def plain_lines(report: Report) -> Iterator[str]:
     """One line an artifact, then notes, then the verdict."""
     for artifact in report.artifacts:
         yield _line(artifact)
-        if together := _together(report, artifact):
-            yield f"{'':12} {together}"
+        for more in (text.worst_classes(artifact, report.labels), _together(report, artifact)):
+            if more:
+                yield f"{'':12} {more}"
     for note in (*report.warnings, *report.notes):
         yield f"note: {note}"
     yield f"{report.verdict}: {report.name} {report.version}: {report.summary}"
