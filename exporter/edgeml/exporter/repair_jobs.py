@@ -102,8 +102,8 @@ def _static(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
     if asked.format == "tflite":
         from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        network = TfliteNetwork(model, whole=asked.trial.whole and bits == 8)
-        return StaticTuner(network, model, feeds, ranges=asked.ranges, bits=bits)
+        tflite = TfliteNetwork(model, whole=asked.trial.whole and bits == 8)
+        return StaticTuner(tflite, model, feeds, ranges=asked.ranges, bits=bits)
     from edgeml.exporter.quantize.onnx import open_onnx_network, open_wide_network
 
     network = open_wide_network(model) if bits == 16 else open_onnx_network(model)
