@@ -58,7 +58,7 @@ def artifact(precision: Precision, size: int, drop: float, upper: float, status:
         parity,
         task,
         inputs=(binding,),
-        latency=Latency(3e-5, 4e-5, 100),
+        latency=Latency(3e-5, 4e-5, 100, low_s=2.9e-5, high_s=3.2e-5),
     )
 
 
@@ -343,3 +343,8 @@ def test_a_page_shows_what_stayed_float_and_the_classes_that_lose() -> None:
     assert "20 dB" in page
     assert "&lt;c&gt;" in page
     assert "b (20)" in page
+
+
+def test_latency_is_told_with_its_interval() -> None:
+    assert "30 µs<small>29 to 32 µs<br>p90 40 µs</small>" in to_html(REPORT)
+    assert words.between(9.5e-4, 1.2e-3) == "950 µs to 1.2 ms"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ import numpy as np
 from edgeml.exporter.artifact import Judged
 from edgeml.exporter.report.structs import ArtifactReport, Latency, Repair
 from edgeml.exporter.source import SourceModel
+from edgeml.runtime.bench.rounds import LEAST_FOR_P99
 from edgeml.wire.errors import BudgetError, EdgemlError, EngineError, ParityError, UnsupportedError, WorkerError
 from edgeml.wire.manifest import Format, Precision
 
@@ -100,13 +102,13 @@ def artifact_report(made: Made) -> ArtifactReport:
     error = str(made.error) if made.error is not None else None
     if made.judged is None:
         return ArtifactReport(made.format, made.precision, "fail", error=error, packed=False, repair=made.repair)
-    artifact, seconds = made.judged.artifact, sorted(made.judged.latency_s)
+    artifact = made.judged.artifact
     tolerances = [output.tolerance for output in artifact.golden.outputs] if artifact.golden else []
     return ArtifactReport(
         format=made.format, precision=made.precision, status=made.judged.status, bytes=artifact.bytes, sha256=artifact.sha256,
         precision_found=artifact.precision_found, engine=made.judged.engine, parity=artifact.parity, task=artifact.task,
         error=error, packed=made.passed, golden_tolerance=max(tolerances, default=None),
-        latency=Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.9)), len(seconds)),
+        latency=latency_of(made.judged.latency_s),
         inputs=artifact.inputs, outputs=artifact.outputs, ops=artifact.ops, notes=artifact.notes,
         deferral=artifact.deferral, deferral_reason=made.judged.reason if made.judged.deferral != "pass" else None,
         kept_float=artifact.kept_float, repair=made.repair, by_class=made.judged.by_class,
@@ -120,6 +122,18 @@ def warnings_of(made: Sequence[Made]) -> tuple[str, ...]:
         for warning in one.warnings:
             about.setdefault((one.format, warning), []).append(one.precision)
     return tuple(f"{format_} {', '.join(precisions)}: {text}" for (format_, text), precisions in about.items())
+
+
+def latency_of(times: Sequence[float]) -> Latency:
+    """The median lies between the k-th smallest and the k-th largest of n with 95 %, k = n / 2 - 0.98 sqrt(n).
+
+    (David and Nagaraja, "Order Statistics", section 7.1.)
+    """
+    seconds, runs = sorted(times), len(times)
+    rank = max(0, int(runs / 2 - 0.98 * math.sqrt(runs)) - 1)
+    p50, p90 = (float(value) for value in np.quantile(seconds, [0.5, 0.9]))
+    p99 = float(np.quantile(seconds, 0.99)) if runs >= LEAST_FOR_P99 else None
+    return Latency(p50, p90, runs, p99_s=p99, low_s=seconds[rank], high_s=seconds[runs - 1 - rank])
 
 
 def summary(made: Sequence[Made], *, packed: bool) -> str:

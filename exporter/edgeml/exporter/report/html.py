@@ -43,7 +43,7 @@ def to_html(report: Report) -> str:
     )
     environment.globals.update(
         size=text.size, share=text.share, metric_value=text.metric_value,
-        error=text.error, points=text.points, seconds=text.seconds, where=text.where,
+        error=text.error, points=text.points, seconds=text.seconds, between=text.between, where=text.where,
         decibels=text.decibels, class_name=text.class_name,
         below=text.below, told=_told, layers_kept=_kept, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip

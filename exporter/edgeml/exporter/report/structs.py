@@ -26,13 +26,18 @@ SCHEMA = 1
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """How long one call took on the machine that exported: seconds, over `runs` calls after warm-up."""
+    """How long one call took on the machine that exported: seconds, over `runs` calls after warm-up.
+
+    `low_s` and `high_s` are the ends of the median's 95 % interval, as far as calls of one process tell; see `edgeml bench`.
+    """
 
     p50_s: float
     p90_s: float
     runs: int
     threads: int = 1
     p99_s: float | None = None  # only from 1,000 runs on
+    low_s: float = 0.0
+    high_s: float = 0.0
 
 
 class SetTried(msgspec.Struct, frozen=True):

@@ -68,6 +68,12 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.1f} s"
 
 
+def between(low: float, high: float) -> str:
+    """The ends of an interval of seconds: `29 to 31 µs`."""
+    number, _, unit = seconds(low).partition(" ")
+    return f"{number if seconds(high).endswith(f' {unit}') else seconds(low)} to {seconds(high)}"
+
+
 def ratio(whole: int, part: int) -> str:
     """How many times smaller."""
     return f"{whole / part:.1f}{TIMES} smaller" if part and whole / part >= 1.05 else ""
