@@ -12,6 +12,7 @@ from edgeml.exporter.precision import PRECISIONS
 from edgeml.exporter.target.presets import PRESETS, Preset, preset
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Artifact, Parity, Requirement
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -81,6 +82,17 @@ def test_presets_are_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> N
         main(["export", "--help"])
     said = capsys.readouterr().out
     assert all(name in said for name in PRESETS)
+
+
+def test_the_table_in_the_documents_is_this_one() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "export.md").read_text().splitlines() if line.startswith("| `")]
+    said = {name.strip(" `"): (row[2], row[3]) for row in rows if len(row) == 6 for name in row[1].split(",")}
+    for found in PRESETS.values():
+        formats, precisions = said[found.name]
+        assert [word.strip().lower().replace(" ", "") for word in formats.split(",")] == list(found.formats)
+        assert [word.strip() for word in precisions.replace("no layer float", "").split(",") if word.strip()] == list(
+            found.precisions
+        )
 
 
 def test_a_plan_without_a_device_is_the_record_it_was() -> None:
