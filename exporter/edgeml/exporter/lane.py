@@ -131,7 +131,7 @@ class Lane:
         if not is_searchable(self.format, made.precision) or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
             return False
         task = made.judged.artifact.task if made.judged is not None else None
-        if task is not None and task.status == "pass":
+        if self.trial.whole or (task is not None and task.status == "pass"):  # where nothing may be float, nothing stays it
             return False
         if task is not None and task.status == "inconclusive":
             trial = msgspec.structs.replace(self.trial, chances=CHANCES)

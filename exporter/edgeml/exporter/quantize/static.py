@@ -5,6 +5,7 @@ Ways to quantize are judged by cross-validation on the calibration samples; the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -145,8 +146,25 @@ def to_int8(network: Network, model: bytes, feeds: Feeds, ranges: Ranges = "auto
     return Quantized(bench.quantize(way), notes, bench.warnings())
 
 
+_chosen: dict[str, tuple[Way, tuple[str, ...]]] = {}
+
+
 def choose(bench: Bench, model: bytes, ranges: Ranges = "auto") -> tuple[Way, tuple[str, ...]]:
-    """The way with the least error on samples held out, and notes; `ranges` but "auto" leave only equalizing to choose."""
+    """The way with the least error on samples held out, and notes; `ranges` but "auto" leave only equalizing to choose.
+
+    The last choice is kept: a search for layers to leave float asks for it again, in the same process.
+    """
+    content = hashlib.sha256(model + repr((ranges, bench.network.operators(), sorted(bench.feeds))).encode())
+    for name in sorted(bench.feeds):
+        content.update(bench.feeds[name].tobytes())
+    key = content.hexdigest()
+    if key not in _chosen:
+        _chosen.clear()
+        _chosen[key] = _choose(bench, model, ranges)
+    return _chosen[key]
+
+
+def _choose(bench: Bench, model: bytes, ranges: Ranges) -> tuple[Way, tuple[str, ...]]:
     network, feeds = bench.network, bench.feeds
     samples = count(feeds)
     plain = PLAIN if ranges == "auto" else Way(ranges, equalize=False)
