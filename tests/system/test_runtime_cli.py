@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgeml.runtime.bundle import unpack_bundle
+from edgeml.wire.manifest import Deferral, Promise
 from tests.unit.bundles import FULL, logits, make_bundle, onnx_model, samples
 
 
@@ -132,6 +133,13 @@ def test_inspect_shows_a_bundle_and_a_bare_model(bundle: Path, tmp_path: Path) -
     assert bare.stdout.splitlines()[0] == f"m.onnx   onnx   {len(onnx_model())} bytes   weights: float32 100 %"
     assert json.loads(edgeml("inspect", tmp_path / "m.onnx", "--json").stdout)["ops"] == {"Gemm": 1}
     assert json.loads(edgeml("inspect", bundle, "--json").stdout)["name"] == "toy"
+
+
+def test_inspect_says_when_the_cloud_is_asked_and_what_it_is_good_for(tmp_path: Path) -> None:
+    promise = Promise(accuracy=0.991, offload=0.013, alone=0.987, ece=0.01, n=450)
+    shown = edgeml("inspect", make_bundle(tmp_path, deferral=Deferral(1.2, 0.661, promise)))
+    said = "cloud   onnx:fp32: asked below 0.661, for 1.3% of answers: 99.1% right with it, 98.7% without"
+    assert said in shown.stdout.splitlines()
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

@@ -22,7 +22,7 @@ from edgeml.runtime.session import open_session
 from edgeml.runtime.tensors import shape_text
 from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError, SelfTestError, UsageError
-from edgeml.wire.manifest import Artifact, Format, Manifest, Precision, TensorSpec
+from edgeml.wire.manifest import Artifact, Deferral, Format, Manifest, Precision, Promise, TensorSpec
 
 inspect_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 verify_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -212,6 +212,9 @@ def _show_bundle(bundle: Bundle) -> None:
     for artifact in manifest.artifacts:
         for note in artifact.notes:
             print(f"note    {label(artifact)}: {note}")
+    for artifact in manifest.artifacts:
+        if artifact.deferral is not None and artifact.deferral.promise is not None:
+            print(f"cloud   {label(artifact)}: {_deferral_text(artifact.deferral, artifact.deferral.promise)}")
 
 
 def _artifact_row(artifact: Artifact, here: str) -> tuple[str, ...]:
@@ -221,6 +224,13 @@ def _artifact_row(artifact: Artifact, here: str) -> tuple[str, ...]:
         judged = artifact.task
         task = f"{judged.status}, {judged.metric} {judged.value:.4g} (source {judged.source_value:.4g})"
     return label(artifact), str(artifact.bytes), artifact.precision_found, parity, task, here
+
+
+def _deferral_text(deferral: Deferral, promise: Promise) -> str:
+    """`asked below 0.669, for 1.1 % of answers: 99.1 % right with it, 98.7 % without`."""
+    below = "never asked" if deferral.defer_below is None else f"asked below {deferral.defer_below:.3g}"
+    shares = f"{promise.offload:.1%} of answers: {promise.accuracy:.1%} right with it, {promise.alone:.1%} without"
+    return f"{below}, for {shares}"
 
 
 def _show_facts(file: Path, facts: ModelFacts) -> None:
