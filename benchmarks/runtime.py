@@ -25,6 +25,10 @@ from typing import Any, Final
 from benchmarks._models import sample, write_conv_bundle
 from edgeml.runtime.backends import Array
 from edgeml.runtime.bundle import open_bundle
+from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.fallback import Policy
+from edgeml.runtime.gate import CloudGate
+from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, Result, load
 from edgeml.runtime.telemetry import Window
 from edgeml.wire.manifest import Format
@@ -72,7 +76,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class EngineCost:
-    """Microseconds a call; `session` and `wrapper` are beyond the bare engine, `telemetry` beyond the model."""
+    """Microseconds a call; `session` and `wrapper` are beyond the bare engine, `telemetry` and `fallback` beyond the model."""
 
     engine: str
     version: str
@@ -80,6 +84,7 @@ class EngineCost:
     session_us: Spread
     wrapper_us: Spread
     telemetry_us: Spread
+    fallback_us: Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ def main() -> None:
             "bare_us": first.bare_us.median,
             "wrapper_us": max(cost.wrapper_us.median for cost in costs),
             "telemetry_us": max(cost.telemetry_us.median for cost in costs),
+            "fallback_us": max(cost.fallback_us.median for cost in costs),
             "import_ms": import_ms.median,
             "import_cpu_ms": import_cpu_ms.median,
             "idle_rss_mib": rss["agent"] - rss["bare engine"],
@@ -127,11 +133,14 @@ def _measure(bundle: Path, format_: Format) -> EngineCost:
         window = Window(model.manifest, now=0.0)
         feed = {"x": x}
         result = model.run(feed)
+        cloud = CloudClient("http://127.0.0.1:9", model.name, model.manifest.signature)
+        hybrid = Hybrid(model, cloud, CloudGate(Policy(least_score=0.0)))  # sure of everything: nobody is asked
         kinds: list[Callable[[], object]] = [
             bare,
             lambda: model.session.run(feed),
             lambda: model.run(feed),
             lambda: counted(window, feed, result),
+            lambda: hybrid.run(feed),
         ]
         rounds = _interleave(kinds)
         engine = _engine(model)
@@ -142,6 +151,7 @@ def _measure(bundle: Path, format_: Format) -> EngineCost:
         session_us=_spread([times[1] - times[0] for times in rounds]),
         wrapper_us=_spread([times[2] - times[0] for times in rounds]),
         telemetry_us=_spread([times[3] for times in rounds]),
+        fallback_us=_spread([times[4] - times[2] for times in rounds]),
     )
 
 
@@ -269,7 +279,7 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _show(costs: Sequence[EngineCost], beside: Sequence[Beside], imports: dict[str, Spread], rss: dict[str, float]) -> None:
-    print(f"{'':<34}{'median':>10}{'p10':>10}{'p90':>10}")
+    print(f"{'':<36}{'median':>10}{'p10':>10}{'p90':>10}")
     for cost in costs:
         print(f"{cost.engine} {cost.version}")
         rows = (
@@ -277,17 +287,18 @@ def _show(costs: Sequence[EngineCost], beside: Sequence[Beside], imports: dict[s
             ("+ session (checks, names), us", cost.session_us),
             ("+ model (label, score, id), us", cost.wrapper_us),
             ("+ telemetry, us", cost.telemetry_us),
+            ("+ fall-back that is not needed, us", cost.fallback_us),
         )
         for name, spread in rows:
-            print(f"  {name:<32}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
+            print(f"  {name:<34}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
     print("in turn with the bare ONNX Runtime, us a call")
     for one in beside:
         for name, spread in (("onnxruntime, bare", one.onnxruntime_us), (one.name, one.call_us)):
-            print(f"  {name:<32}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
+            print(f"  {name:<34}{spread.median:>10.2f}{spread.p10:>10.2f}{spread.p90:>10.2f}")
     for name, spread in imports.items():
-        print(f"{name:<34}{spread.median:>10.1f}{spread.p10:>10.1f}{spread.p90:>10.1f}")
+        print(f"{name:<36}{spread.median:>10.1f}{spread.p10:>10.1f}{spread.p90:>10.1f}")
     for name, mib in rss.items():
-        print(f"{name + ', idle, MiB resident':<34}{mib:>10.1f}")
+        print(f"{name + ', idle, MiB resident':<36}{mib:>10.1f}")
 
 
 if __name__ == "__main__":
