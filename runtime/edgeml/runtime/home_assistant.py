@@ -133,7 +133,9 @@ class HomeAssistant:
         self._face = Face(config.device.id, config.device.tenant, table.prefix, software)
         self._path = config.data / FILE
         self._remembered = _remembered(self._path)
-        self._said: Messages = {}  # on this connection
+        self._said: Messages = {}  # on this connection, like the next three
+        self._announced: dict[str, Manifest] | None = None
+        self._told: dict[str, Result | None] = {}
         self._next_at: dict[str, float] = {}
         self._farewell: list[MQTTMessageInfo] | None = None
         self._connected = threading.Event()
@@ -150,7 +152,9 @@ class HomeAssistant:
         if self._is_fresh.is_set():  # the broker may have forgotten everything
             self._is_fresh.clear()
             self._said.clear()
+            self._told.clear()
             self._next_at.clear()
+            self._announced = None
             self._farewell = None
         if not self._table.enabled:
             self._withdraw(client)
@@ -159,8 +163,11 @@ class HomeAssistant:
         self._announce(client, {name: manifest for name, (manifest, _) in shown.items()})
         at = self._clock()
         for name, (manifest, result) in shown.items():
+            if result is self._told.get(name) or at < self._next_at.get(name, at):
+                continue
+            self._told[name] = result
             state, topic = self._face.state(manifest, result), self._face.state_topic(name)
-            if state is not None and self._said.get(topic) != state and at >= self._next_at.get(name, at):
+            if state is not None and self._said.get(topic) != state:
                 self._next_at[name] = at + self._table.every_s
                 self._say(client, topic, state)
 
@@ -175,7 +182,9 @@ class HomeAssistant:
         client.disconnect()
         client.loop_stop()
 
-    def _announce(self, client: Client, manifests: Mapping[str, Manifest]) -> None:
+    def _announce(self, client: Client, manifests: dict[str, Manifest]) -> None:
+        if self._announced is not None and manifests == self._announced:
+            return
         configs: Messages = {}
         for manifest in manifests.values():
             configs |= self._face.configs(manifest)
@@ -192,6 +201,7 @@ class HomeAssistant:
             self._say(client, self._face.availability, b"online")
         if gone:
             self._remember(topics)
+        self._announced = manifests
 
     def _withdraw(self, client: Client) -> None:
         """Take back what was announced, and leave when the broker has it."""
