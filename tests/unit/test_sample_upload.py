@@ -57,6 +57,14 @@ def test_an_input_with_a_low_score_is_kept_as_it_was_fed(model: Model, folder: S
     assert sampler.counts == {"taken": 1}
 
 
+def test_a_long_label_and_request_id_are_cut_to_what_the_fleet_takes(model: Model, folder: SampleFolder) -> None:
+    offered(model, folder, request_id="r" * 200, label="l" * 200)
+    found = folder.oldest()
+    assert found is not None
+    header, _ = decode_sample(found[1])
+    assert (len(header.request_id), len(header.label or "")) == (128, 128)
+
+
 @pytest.mark.parametrize(("score", "fallback", "kept"), [(0.5, None, 0), (0.99, "low_confidence", 1), (None, None, 0)])
 def test_only_inputs_that_the_device_was_not_sure_of_are_kept(
     model: Model, folder: SampleFolder, score: float | None, fallback: str | None, kept: int

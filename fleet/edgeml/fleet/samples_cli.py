@@ -34,7 +34,7 @@ def list_samples(
 @app.command("get")
 def get_samples(
     *,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Without any, all of --model.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Without any, the newest 1000 of --model.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .npz: one array per input, first axis samples.")],
     device: Device = None,
     model: Model = None,

@@ -26,7 +26,7 @@ from edgeml.runtime.model import Model, Result, new_request_id
 from edgeml.wire.contract import ITEM_BYTES
 from edgeml.wire.errors import LinkError
 from edgeml.wire.manifest import DType
-from edgeml.wire.samples import SampleHeader, SampleTensor, encode_sample
+from edgeml.wire.samples import TEXT_CHARACTERS, SampleHeader, SampleTensor, encode_sample
 
 SUFFIX: Final = ".sample"
 QUEUE: Final = 4  # inputs that wait for the thread; each is a copy
@@ -166,7 +166,8 @@ class Sampler:
         header = SampleHeader(
             id=sample_id, at=self._now(), model=result.model, version=result.version, manifest_sha256=digest,
             tensors=tuple(SampleTensor(name, cast("DType", a.dtype.name), a.shape) for name, a in arrays.items()),
-            request_id=result.request_id[:128], score=result.score, label=result.label, fallback=result.fallback,
+            request_id=result.request_id[:TEXT_CHARACTERS], score=result.score,
+            label=result.label and result.label[:TEXT_CHARACTERS], fallback=result.fallback,
         )  # fmt: skip
         try:
             data = encode_sample(header, [array.tobytes() for array in arrays.values()])

@@ -23,10 +23,11 @@ SAMPLE_LIMIT_BYTES: Final = 4 * 1024 * 1024  # as sent
 UNPACKED_LIMIT_BYTES: Final = 32 * 1024 * 1024
 HEADER_LIMIT_BYTES: Final = 64 * 1024
 MOST_TENSORS: Final = 64
+TEXT_CHARACTERS: Final = 128
 _PREFIX: Final = len(MAGIC) + 4
 
 SampleId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-Text = Annotated[str, msgspec.Meta(max_length=128)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARACTERS)]
 Axes = Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
 
 
