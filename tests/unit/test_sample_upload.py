@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from edgeml.runtime.config import SamplesTable
 from edgeml.runtime.errands import Budget, Errands
 from edgeml.runtime.forget import Wish
 from edgeml.runtime.model import Model
-from edgeml.runtime.samples import Redact, SampleFolder, Sampler, sample_hook
+from edgeml.runtime.samples import QUEUE, Redact, SampleFolder, Sampler, sample_hook
 from edgeml.runtime.spool import Spool
 from edgeml.wire.errors import ConfigError, LinkError, ServiceError
 from edgeml.wire.samples import decode_sample
@@ -117,6 +118,23 @@ def test_what_the_hook_refuses_or_fails_on_is_dropped_and_counted(
     sampler = offered(model, folder, redact=hook)
     assert sampler.counts == {word: 1}
     assert len(folder) == 0
+
+
+def test_a_hook_that_hangs_holds_up_no_call(model: Model, folder: SampleFolder) -> None:
+    go_on = threading.Event()
+
+    def hangs(inputs: dict[str, Array]) -> dict[str, Array]:
+        assert go_on.wait(20)
+        return inputs
+
+    sampler = Sampler(SamplesTable(below=0.5), folder, hangs)
+    result = replace(model.run({"x": X}), score=0.1)
+    for _ in range(QUEUE + 10):
+        sampler.offer(model, {"x": X}, result)
+    assert sampler.counts["busy"] >= 9  # one is in the hook, QUEUE wait, the rest was let go
+    go_on.set()
+    sampler.close()
+    assert len(folder) == sampler.counts["taken"] <= QUEUE + 1
 
 
 def test_the_folder_drops_the_oldest_and_is_found_again_after_a_restart(tmp_path: Path) -> None:
