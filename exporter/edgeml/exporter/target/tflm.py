@@ -80,7 +80,7 @@ def check(*, model: str) -> None:
     try:
         TflmBackend(Path(model).read_bytes(), LARGEST_ARENA).close()
     except EngineError as error:
-        raise UnsupportedError(str(error), hint="`edgeml export --for cortex-m4` makes int8 throughout") from error
+        raise UnsupportedError(str(error), hint="`edgeml export --for cortex-m4` mixes no float with int8") from error
 
 
 def fits(*, model: str, arena_bytes: int) -> bool:

@@ -33,7 +33,8 @@ ROUNDS: Final = 10
 USUAL_CALLS: Final = 1000
 USUAL_LIMIT_S: Final = 10.0  # for the calls of one artifact, unless their number was asked for
 LEAST_FOR_P99: Final = 1000  # under that, ten calls or fewer lie beyond it
-ROUND_LIMIT_S: Final = 600.0  # a child that takes longer hangs
+ROUND_LIMIT_S: Final = 600.0  # a child that takes longer hangs,
+CALL_LIMIT_S: Final = 10.0  # unless so many calls were asked for
 LAST_WORDS: Final = 300
 
 
@@ -133,7 +134,7 @@ def _turn(runner: _Runner, request: Request) -> None:
 def ask(request: Request) -> Answer:
     """A process's answer; its death is one too."""
     command = [sys.executable, "-m", "edgeml.runtime.bench.child"]
-    limit_s = ROUND_LIMIT_S + (request.limit_s or 0.0)
+    limit_s = ROUND_LIMIT_S + (CALL_LIMIT_S * request.calls if request.limit_s is None else request.limit_s)
     try:
         ran = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
