@@ -19,7 +19,7 @@ from edgeml.exporter.layers.match import match
 from edgeml.exporter.layers.measure import SILENT_DB, cosine, own_signal_to_noise_db, signal_to_noise_db
 from edgeml.exporter.layers.subject import open_subject
 from edgeml.exporter.layers.trace import Operator, Trace
-from edgeml.exporter.quantize.onnx import to_int8_onnx
+from edgeml.exporter.quantize.onnx import to_fp16_onnx, to_int8_onnx
 from edgeml.runtime.backends import Array
 from tests.unit import bad_layer
 
@@ -161,6 +161,16 @@ def test_bisect_returns_the_node_that_was_broken(folder: Path, tmp_path: Path, c
     assert found["inputs"] == ["r1"]
     piece = onnx.load(tmp_path / "out" / "piece.onnx")
     assert [node.op_type for node in piece.graph.node] == ["Conv"]
+
+
+def test_float16_is_cut_as_float16(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "half.onnx").write_bytes(to_fp16_onnx((folder / "broken.onnx").read_bytes()).model)
+
+    found = run(capsys, "bisect", folder / "good.onnx", folder / "half.onnx", "--input", folder / "x.npz", "-o", tmp_path)
+
+    assert [operator["precision"] for operator in found["operators"]] == ["float16"]  # type: ignore[attr-defined]
+    assert found["least_db"] == 40.0
+    assert found["found"] is True
 
 
 def test_a_person_can_run_the_reproducer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

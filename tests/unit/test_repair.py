@@ -206,6 +206,18 @@ def test_looking_many_times_passes_no_more_bad_sets_than_it_says(
     assert right / runs > 0.6
 
 
+def test_of_one_operator_none_is_left_float(quantizing: Callable[[float], Quantizing], tmp_path: Path) -> None:
+    class One(Simulated):
+        def ask(self, job: str, depends: Mapping[str, object], /, **more: Any) -> tuple[Any, bool]:
+            answer = super().ask(job, depends, **more)
+            return ({"operators": answer[0]["operators"][:1], "bytes": 100}, False) if job.endswith("operators") else answer
+
+    found = Search(One(np.random.default_rng(0)), quantizing(1.0), DEPENDS, "fail", tmp_path, 60.0, now=lambda: 0.0).run()
+
+    assert found.model is None
+    assert "no two operators" in found.record.sentence
+
+
 def test_what_half_of_the_operators_float_does_not_repair_is_given_up(
     quantizing: Callable[[float], Quantizing], tmp_path: Path
 ) -> None:

@@ -81,8 +81,8 @@ class Search:
         self._deadline = self.now() + self.limit_s
         try:
             self._rank()
-            if not self._ranked:
-                return self._without("no operator of it can be left float")
+            if len(self._ranked) < 2:
+                return self._without("it has no two operators, of which one could be left float")
             return self._descend(sizes([one.error for one in self._ranked]))
         except _OutOfTimeError:
             at = (

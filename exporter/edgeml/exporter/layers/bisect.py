@@ -66,18 +66,19 @@ class _Bench:
         reals = {source: self._expected(source) for source in boundary}
         expected = self._expected(name)
         if isinstance(self.model, OnnxModel):
-            data = self.model.cut({source: values[0] for source, values in reals.items()}, name)
-            stored = tuple(reals.items())
+            stored = tuple((source, self.model.stored(source, values)) for source, values in reals.items())
+            data = self.model.cut({source: values[0] for source, values in stored}, name)
             got = _run_onnx(data, stored)
         else:
             data = self.model.cut(boundary, name)
             stored = tuple((source, self.model.stored(source, values)) for source, values in reals.items())
             got = self.model.real(name, _run_tflite(data, stored))
-        precision = next((one.precision for one in operators if one.precision not in LEAST_DB), operators[-1].precision)
-        rounded = any(values.dtype.kind in "iu" for _, values in stored)  # what it is fed is rounded already
-        least = LEAST_INTEGER_DB if rounded else LEAST_DB.get(precision, LEAST_INTEGER_DB)
+        bars = [LEAST_DB.get(one.precision, LEAST_INTEGER_DB) for one in operators]
+        if any(values.dtype.kind in "iu" for _, values in stored):  # what it is fed is rounded already
+            bars.append(LEAST_INTEGER_DB)
+        least = min(bars) if least_db is None else least_db
         got = got.reshape(expected.shape)
-        return Piece(tuple(operators), data, stored, name, expected, got, signal_to_noise_db(expected, got), least_db or least)
+        return Piece(tuple(operators), data, stored, name, expected, got, signal_to_noise_db(expected, got), least)
 
     def _expected(self, name: str) -> Array:
         """The first model's values in the second's order of axes, shape and units."""

@@ -16,6 +16,7 @@ from edgeml.runtime.backends import Array
 WORST: Final = 5
 WORTH_DB: Final = 6.0  # that taking factors out must gain
 MADE_UP_DB: Final = 15.0  # what comes after may be this much noisier: it has noise of its own
+LEAST_MADE_UP_DB: Final = 20.0  # but not noisier than any healthy int8 layer
 
 
 class LayerDifference(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ def compared_pairs(a: Trace, b: Trace, pairs: Sequence[Pair]) -> dict[str, Compa
             continue
         gains = channel_gains(reference, got, reference.ndim - 1 if b.format == "tflite" else 1)
         snr_db = signal_to_noise_db(reference, got / gains)
-        if snr_db >= plain.snr_db + WORTH_DB and min(after) >= snr_db - MADE_UP_DB:
+        if snr_db >= plain.snr_db + WORTH_DB and min(after) >= max(snr_db - MADE_UP_DB, LEAST_MADE_UP_DB):
             found[pair.a] = Compared(reference, got, snr_db, gains)
     return found
 

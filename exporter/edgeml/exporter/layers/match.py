@@ -25,6 +25,7 @@ MOST_ORDERS: Final = 24  # of axes
 ELEMENTS: Final = 4096  # of a tensor that are compared to find pairs
 LEAST_SAMPLES: Final = 4
 CERTAIN: Final = 0.9999
+UNLIKELY: Final = 0.2  # even of channels with factors
 HAIR: Final = 0.001
 PASSING: Final = frozenset(
     {"Rounding", "QUANTIZE", "DEQUANTIZE", "Identity", "Cast", "cast", "CAST", "Relu", "RELU", "relu", "Clip", "RELU6", "relu6",
@@ -172,7 +173,7 @@ def _score(a: Array, b: Array, order: Sequence[int]) -> float:
     """Correlation; of channels that may have a factor each, a hair less, so that tensors without such factors come first."""
     turned, other = _thinned(_squeezed(a).transpose(0, *(axis + 1 for axis in order))), _thinned(_squeezed(b))
     plain = alike(turned, other)
-    if plain >= CERTAIN or turned.ndim < 2:
+    if plain >= CERTAIN or plain < UNLIKELY or turned.ndim < 2:
         return plain
     return max(plain, *(alike_by_channel(turned, other, axis) - HAIR for axis in {1, turned.ndim - 1}))
 

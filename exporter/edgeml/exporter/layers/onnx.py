@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeml.exporter.layers.trace import Operator, Trace, as_real, enough, stacked
+from edgeml.exporter.quantize.fold import read_names
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 from edgeml.wire.errors import ModelError
@@ -32,6 +33,7 @@ class OnnxModel:
             self.proto: Any = onnx.load_model_from_string(data)
         except Exception as error:
             raise ModelError(f"not an ONNX model: {error}") from error
+        self._types = self._inferred_types()
         self.constants = {tensor.name: tensor for tensor in self.proto.graph.initializer}
         self.constant_values = set(self.constants)
         self.operators = tuple(self._operators())
@@ -82,7 +84,7 @@ class OnnxModel:
                 node.op_type,
                 tuple(codes.get(name, name) for name in moving),
                 outputs,
-                kinds[0] if kinds else "float32",
+                kinds[0] if kinds else self._types.get(outputs[0], "float32"),
             )
 
     def _dtype(self, name: str) -> str:
@@ -90,6 +92,18 @@ class OnnxModel:
             return "float32"
         name = str(TensorProto.DataType.Name(self.constants[name].data_type))
         return FLOATS.get(name, name.lower())
+
+    def _inferred_types(self) -> dict[str, str]:
+        """Of what values there are types for; custom operators leave gaps."""
+        graph = onnx.shape_inference.infer_shapes(self.proto).graph
+        values = [*graph.input, *graph.value_info, *graph.output]
+        names = {value.name: str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)) for value in values}
+        return {name: FLOATS.get(kind, kind.lower()) for name, kind in names.items()}
+
+    def stored(self, name: str, values: Array) -> Array:
+        """Real numbers as the tensor stores them."""
+        kind = self._types.get(name, "float32")
+        return values.astype(kind) if kind in {"float16", "float64"} else values
 
     def cut(self, inputs: Mapping[str, Array], output: str) -> bytes:
         """A model that computes the tensor `output` from the tensors `inputs` (one call's values), and nothing else.
@@ -107,9 +121,9 @@ class OnnxModel:
             node = producers[name]
             if not any(node is one for one in kept):
                 kept.append(node)
-            queue += [source for source in node.input if source]
+            queue += [source for source in read_names(node) if source]
         ordered = [node for node in self.proto.graph.node if any(node is one for one in kept)]
-        used = {name for node in ordered for name in node.input}
+        used = {name for node in ordered for name in read_names(node)}
         graph = helper.make_graph(
             ordered,
             "piece",
