@@ -38,7 +38,7 @@ def test_int8_without_float_layers_stays_within_the_budget(spotter: Exported) ->
     artifact = next(a for a in spotter.report.artifacts if (a.format, a.precision) == ("tflite", "int8"))
     assert artifact.task is not None
     assert artifact.task.drop <= 1.0
-    assert any(note.startswith("--for cortex-m4: onnx, tflite in fp32, int8 as asked") for note in spotter.report.notes)
+    assert any("onnx, tflite in fp32, int8 as asked" in note for note in spotter.report.notes)
 
 
 def test_a_microcontroller_gives_the_golden_answers_in_no_larger_an_arena_than_the_reference(

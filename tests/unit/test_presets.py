@@ -29,9 +29,15 @@ def test_every_preset_makes_a_plan_that_says_why(found: Preset, calib: Path) -> 
     assert plan.precisions == tuple(word for word in PRECISIONS if word in found.precisions)
     assert plan.options()["target"] == found.name
     (note,) = plan.notes
-    assert note.startswith(f"--for {found.name}: ")
+    assert note.startswith(f"--for {found.name} ({found.device}")
     assert found.why in note
     assert found.after in COMMANDS
+
+
+def test_the_note_names_the_device_and_what_it_has() -> None:
+    assert preset("pi4").needs == "Raspberry Pi 4, aarch64 or armv7l, 1 GiB of memory or more"
+    assert preset("cortex-m4").needs == "a Cortex-M4 microcontroller, 256 KiB of memory or more"
+    assert preset("browser").needs == "a web browser"
 
 
 def test_what_is_asked_for_goes_before_the_preset(calib: Path) -> None:

@@ -33,6 +33,15 @@ class Preset:
     after: str = "bench"
     whole: bool = False
 
+    @property
+    def needs(self) -> str:
+        """The device as the report names it: `Raspberry Pi 5, aarch64, 1 GiB of memory or more`."""
+        words = [self.device, *([" or ".join(self.arch)] if self.arch else [])]
+        if self.ram_bytes:
+            size = f"{self.ram_bytes // GIB} GiB" if self.ram_bytes >= GIB else f"{self.ram_bytes // 1024} KiB"
+            words.append(f"{size} of memory or more")
+        return ", ".join(words)
+
     def misfits(self, artifact: Artifact) -> str | None:
         """Why the device cannot hold an artifact, or `None`."""
         room = self.storage_bytes or self.ram_bytes
@@ -76,8 +85,8 @@ PRESETS: Final[dict[str, Preset]] = {
         ),
         Preset(
             "browser", "a web browser", ("onnx",), ("fp32", "int8"),
-            "onnxruntime-web runs both on WebAssembly; int8 is a quarter of the download. `edgeml web` makes the page that "
-            "proves it",
+            "onnxruntime-web runs both on WebAssembly; int8 is the smaller download, fp32 often the faster. `edgeml web` makes "
+            "the page that proves it",
             after="web",
         ),
     )
@@ -100,6 +109,6 @@ def describe(found: Preset, formats: tuple[Format, ...], precisions: tuple[Preci
     """What the report says: what was chosen, by whom, and why."""
     chosen = f"{', '.join(formats)} in {', '.join(precisions)}"
     if (formats, precisions) == (found.formats, found.precisions):
-        return f"--for {found.name}: {chosen}, since {found.why}"
+        return f"--for {found.name} ({found.needs}): {chosen}, since {found.why}"
     usual = f"{', '.join(found.formats)} in {', '.join(found.precisions)}"
-    return f"--for {found.name}: {chosen} as asked; {usual} would be usual, since {found.why}"
+    return f"--for {found.name} ({found.needs}): {chosen} as asked; {usual} would be usual, since {found.why}"
