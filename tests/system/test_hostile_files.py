@@ -14,9 +14,10 @@ from tests.system.hostile_files import CANARY, PLAIN, ZIPS, Hostile
 from tests.system.hostile_frameworks import KERAS, SAVED, TORCH
 from tests.system.hostile_onnx import ONNX
 from tests.system.hostile_readers import CALIBRATION, READERS
+from tests.system.hostile_tflite import TFLITE
 
 AT_SIGHT = {f"{kind}: {name}": case for kind, cases in (("file", PLAIN), ("reader", READERS)) for name, case in cases.items()}
-WORKERS = {"zip": ZIPS, "onnx": ONNX, "keras": KERAS, "saved": SAVED, "torch": TORCH, "samples": CALIBRATION}
+WORKERS = {"zip": ZIPS, "onnx": ONNX, "keras": KERAS, "saved": SAVED, "torch": TORCH, "tflite": TFLITE, "samples": CALIBRATION}
 IN_A_WORKER = {f"{kind}: {name}": case for kind, cases in WORKERS.items() for name, case in cases.items()}
 TIME_S = 30.0  # for one file on a busy machine; the largest limit that a case sets is 2 s
 OURS_BYTES = 300 << 20  # what the command itself may take, above what it had

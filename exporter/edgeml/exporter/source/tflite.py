@@ -33,10 +33,10 @@ from edgeml.exporter.source.model import (
     write_arrays,
 )
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model, put_first
-from edgeml.runtime.backends import Array, EngineOptions, RawTensor, opener
+from edgeml.runtime.backends import Array, EngineOptions, RawTensor, one_line, opener
 from edgeml.runtime.inspection import inspect_model
 from edgeml.runtime.session import Session
-from edgeml.wire.errors import ModelError
+from edgeml.wire.errors import EdgemlError, EngineError, ModelError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Binding, Precision, Signature, TensorSpec
 
 CALL: Final = re.compile(r"^(?:StatefulPartitionedCall/|serving_default_|model/)+|:\d+$")
@@ -63,8 +63,22 @@ def load(source: SourceRef) -> TfliteModel:
     Raises:
         ModelError: damaged, or with weights that are not finite.
         PlanError: it has several signatures and none was chosen.
-        EngineError: LiteRT cannot run it.
+        UnsupportedError: it has an operator that LiteRT lacks.
     """
+    name = Path(source.path).name
+    try:
+        return _load(source)
+    except EngineError as error:
+        if "unresolved" in error.what:
+            raise UnsupportedError(f"{name!r}: {error.what}", hint="export it with built-in operators only") from error
+        raise ModelError(f"{name!r} cannot be loaded: {error.what}", hint="fetch or convert it again") from error
+    except EdgemlError:
+        raise
+    except Exception as error:  # its tables lead nowhere, or its names are no text
+        raise ModelError(f"{name!r} is truncated or damaged: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _load(source: SourceRef) -> TfliteModel:
     path = Path(source.path)
     data = path.read_bytes()
     try:
