@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import resource
 import shlex
+import subprocess
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from edgeml.cli import main
-from tests.system.hostile_files import CANARY, PLAIN, ZIPS, Hostile
+from tests.system.hostile_files import CANARY, PLAIN, ZIPS, Hostile, pickle_of_payload, zipped
 from tests.system.hostile_frameworks import KERAS, SAVED, TORCH
 from tests.system.hostile_onnx import ONNX
 from tests.system.hostile_readers import CALIBRATION, READERS
@@ -70,3 +73,27 @@ def test_a_file_that_a_worker_looks_into(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check(IN_A_WORKER[name], tmp_path, monkeypatch, capfd)
+
+
+PROGRAM = """
+import torch
+torch.export.save(torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(1, 4),)), "true.pt2")
+"""
+
+
+@pytest.mark.slow
+def test_a_pickle_in_a_true_torch_program_runs_only_if_its_user_trusts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch.export.load unpickles everything where its safe unpickler refuses: here, the example inputs."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], cwd=tmp_path, check=True)
+    with zipfile.ZipFile(tmp_path / "true.pt2") as true:
+        entries = [(name, true.read(name)) for name in true.namelist()]
+    assert any("sample_inputs" in name for name, _ in entries)
+    payload = pickle_of_payload(tmp_path)
+    evil = [(name, payload if "sample_inputs" in name and name.endswith(".pt") else data) for name, data in entries]
+    case = Hostile(zipped("m.pt2", evil), "export m.pt2 --to onnx", 2, "'m.pt2' cannot be loaded")
+    check(case, tmp_path, monkeypatch, capfd)
+    with pytest.raises(SystemExit):
+        main(["export", "m.pt2", "--to", "onnx", "--no-cache", "-o", "out", "--trust"])
+    assert (tmp_path / CANARY).exists(), "the payload is live: without --trust it was stopped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,3 +19,24 @@ def test_the_page_of_the_manifest_holds_every_field(tmp_path: Path) -> None:
 def test_every_field_of_the_manifest_has_words() -> None:
     """Where this fails, put a comment behind the field, or words into scripts/manifest-table."""
     assert [line for line in (ROOT / "docs/manifest.md").read_text().splitlines() if line.endswith("|  |")] == []
+
+
+INT8 = (ROOT / "docs/int8.md").read_text()
+MESSAGES = re.findall(r"^\| `(.+?)` \| ", INT8, flags=re.MULTILINE)
+LEAST_LETTERS = 5  # of a piece between two names or numbers; shorter ones are found anywhere
+
+
+def test_the_guide_to_int8_explains_what_the_program_says() -> None:
+    """A message there is pieces of the program's own text, in order, with `…` for what is filled in."""
+    files = sorted(path for part in ("exporter", "runtime") for path in (ROOT / part).rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", "\n".join(path.read_text() for path in files))  # strings written in several pieces
+    pieces = [piece.strip() for message in MESSAGES for piece in message.split("…") if len(piece.strip()) >= LEAST_LETTERS]
+    assert len(MESSAGES) >= 20
+    assert [piece for piece in pieces if piece not in source] == []
+
+
+def test_the_guide_to_int8_names_options_that_exist() -> None:
+    source = (ROOT / "exporter/edgeml/exporter/cli.py").read_text().replace("_", "-")
+    options = {option.removeprefix("--") for option in re.findall(r"`(?:[^`]* )?(--[a-z-]+)", INT8)}
+    assert len(options) >= 4
+    assert [option for option in options if not re.search(rf"\b{option}\b", source)] == []
