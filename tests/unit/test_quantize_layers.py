@@ -7,7 +7,7 @@ import pytest
 
 from edgeml.exporter.quantize.equalize import LEAST_RANGE, scale_factors
 from edgeml.exporter.quantize.layers import Layer, Moments, Step, links, windows
-from edgeml.exporter.quantize.rounding import LIMIT, round_layer, scales_of
+from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4, palette_of, round_layer, round_to_palette, scales_of
 from edgeml.runtime.backends import Array
 
 
@@ -146,3 +146,43 @@ def test_layers_are_linked_through_pooling_only_if_nothing_else_reads_between() 
     assert chain(second_reader=True)[0] == 0
     assert chain(scalable=False)[0] == 0
     assert chain(channels=128)[0] == 0  # flattened pictures: a channel is sixteen inputs
+
+
+@pytest.mark.parametrize(("size", "best"), [(16, 0.0975), (64, 0.0256)])
+def test_a_palette_is_about_as_good_as_can_be_for_normal_weights(size: int, best: float) -> None:
+    """The least rms error of `size` values for a normal distribution: Max, 1960; beyond his table sqrt(3^0.5 pi / 2) / size."""
+    weights = np.random.default_rng(12).normal(size=40_000)
+
+    palette = palette_of(weights, size)
+
+    nearest = palette[np.abs(weights[:, None] - palette).argmin(axis=1)]
+    assert np.sqrt(np.mean((nearest - weights) ** 2)) < 1.05 * best
+    assert len(palette) <= size
+
+
+def test_weights_of_a_palette_move_correlated_outputs_less_than_the_nearest_do() -> None:
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=(2000, 4)) @ rng.normal(size=(4, 16)) + 0.01 * rng.normal(size=(2000, 16))
+    w = rng.normal(size=(8, 16))
+    palette = palette_of(w, 16)
+    nearest = palette[np.abs(w[..., None] - palette).argmin(axis=-1)]
+
+    rounded, shift = round_to_palette(w, moments_of(x), 16)
+
+    def error(q: Array, bias: Array) -> float:
+        return float(np.mean((x @ q.T + bias - x @ w.T) ** 2))
+
+    assert set(np.unique(rounded)) <= set(palette)
+    assert error(rounded, shift) < 0.25 * error(nearest, np.zeros(8))
+
+
+def test_pinned_weights_let_scales_be_found_again() -> None:
+    rng = np.random.default_rng(14)
+    w = rng.normal(size=(6, 64))
+    seen = moments_of(rng.normal(size=(400, 8)) @ rng.normal(size=(8, 64)))
+
+    eight, scales, _ = round_layer(w, seen, pinned=True)
+    four, blocks, _ = round_layer(w, seen, block=32, pinned=True)
+
+    assert np.abs(eight).max(axis=1) / LIMIT == pytest.approx(scales)
+    assert np.abs(four).reshape(6, 2, 32).max(axis=2) / LIMIT4 == pytest.approx(blocks)

@@ -116,11 +116,11 @@ def _weights(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
         from edgeml.exporter.quantize.coreml import from_half, halved
         from edgeml.exporter.quantize.coreml_weights import weighty
 
-        half, few = halved(model, asked.precision, feeds).model, at_most(feeds, INTERPRETED_SAMPLES)
+        halves, few = halved(model, asked.precision, feeds), at_most(feeds, INTERPRETED_SAMPLES)
         return RemadeTuner(
-            weighty(half),
-            half,
-            lambda kept: from_half(half, asked.precision, feeds, keep_float=kept),
+            weighty(halves.half),
+            halves.half,
+            lambda kept: from_half(halves, asked.precision, feeds, keep_float=kept),
             lambda data: outputs(open_mil(data, EngineOptions()), few),
         )
     some = at_most(feeds, RANKING_SAMPLES)

@@ -7,7 +7,9 @@ coremltools would import it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,12 +20,17 @@ from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.coreml_activations import to_w8a8
-from edgeml.exporter.quantize.coreml_weights import opened, to_int4, to_int8, to_palette
+from edgeml.exporter.quantize.coreml_network import CoremlNetwork, replace_constants
+from edgeml.exporter.quantize.coreml_weights import block_of, opened, to_int4, to_int8, to_palette
+from edgeml.exporter.quantize.layers import Layer
 from edgeml.exporter.quantize.result import Quantized
+from edgeml.exporter.quantize.weights import rounding_note, with_palettes, with_rounded_weights
+from edgeml.runtime.backends import Array
 from edgeml.wire.manifest import Precision
 
 IOS18: Final = 9  # the specification version that has int4 and blocks
 LOOKED_AT: Final = 128  # calibration samples that show what float16 cannot hold
+ROUNDED_ON: Final = 128  # and how the inputs of layers go together: 64 windows of each
 PALETTES: Final[dict[str, Literal[4, 6, 8]]] = {"palette4": 4, "palette6": 6, "palette8": 8}
 
 
@@ -41,44 +48,88 @@ def smaller_coreml(
     Raises:
         UnsupportedError: coremltools cannot do it, or no weights get smaller.
     """
-    half = halved(model, precision, feeds)
-    made = from_half(half.model, precision, feeds, ranges, keep_float)
-    return Quantized(made.model, made.notes, (*half.warnings, *made.warnings))
+    halves = halved(model, precision, feeds)
+    made = from_half(halves, precision, feeds, ranges, keep_float)
+    return Quantized(made.model, made.notes, (*overflow_warnings(halves.beyond), *made.warnings))
 
 
-def halved(model: bytes, precision: Precision, feeds: Feeds | None) -> Quantized:
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """What the precisions of a model are made from.
+
+    `half` is its float16 form; `beyond` are values that float16 does not hold, which stay float32 in it. `rounded` holds, by
+    layer, its weights and bias as what small weights stand for: coremltools finds the same codes again.
+    """
+
+    model: bytes
+    half: bytes
+    beyond: Mapping[str, float]
+    version: int
+    rounded: Mapping[str, Mapping[str, Array]]
+
+    def with_rounded(self, but: frozenset[str] = frozenset()) -> bytes:
+        """The float16 form with rounded weights in all layers but these."""
+        constants = {name: value for layer, given in self.rounded.items() if layer not in but for name, value in given.items()}
+        return to_fp16_coreml(self.model, self.beyond, constants, least_version=self.version)
+
+
+def halved(model: bytes, precision: Precision, feeds: Feeds | None) -> Halves:
     """The float16 form that a precision is made from; what `feeds` show to be beyond float16 stays float32."""
     beyond = {} if feeds is None else beyond_float16(watch_coreml(model, at_most(feeds, LOOKED_AT)))
-    half = to_fp16_coreml(model, beyond, least_version=IOS18 if precision == "int4-weights" else 0)
-    return Quantized(half, (), overflow_warnings(beyond))
+    version = IOS18 if precision == "int4-weights" else 0
+    half = to_fp16_coreml(model, beyond, least_version=version)
+    return Halves(model, half, beyond, version, {} if precision == "fp16" else _rounded(model, precision, feeds))
+
+
+def _rounded(model: bytes, precision: Precision, feeds: Feeds | None) -> dict[str, dict[str, Array]]:
+    network = CoremlNetwork(model)
+    some = None if feeds is None else at_most(feeds, ROUNDED_ON)
+    if precision in PALETTES:
+        return with_palettes(network, some, 2 ** PALETTES[precision]).by_layer()
+
+    def block(layer: Layer, inputs: int) -> int | None:
+        del inputs
+        found = block_of(network.read(layer).shape, ["linear"]) if precision == "int4-weights" else None
+        return None if found is None else math.prod(found)
+
+    return with_rounded_weights(network, some, block, pinned=True)[0].by_layer()
 
 
 def from_half(
-    half: bytes,
+    halves: Halves,
     precision: Precision,
     feeds: Feeds | None,
     ranges: Ranges = "auto",
     keep_float: frozenset[str] = frozenset(),
 ) -> Quantized:
-    """A float16 model in a smaller precision; arguments as `smaller_coreml` takes them."""
+    """A model in a smaller precision; arguments as `smaller_coreml` takes them."""
     if precision == "fp16":
-        return Quantized(half)
-    if precision in PALETTES:
-        return to_palette(half, PALETTES[precision], keep_float)
-    if precision == "int4-weights":
-        return to_int4(half, keep_float)
+        return Quantized(halves.half)
+    rounded = halves.with_rounded(keep_float)
     if precision == "w8a8":
         assert feeds is not None, "the plan asks for samples"
-        return to_w8a8(half, feeds, ranges)
-    assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"
-    return to_int8(half, keep_float)
+        return to_w8a8(halves.half, to_int8(rounded).model, feeds, ranges)
+    if precision in PALETTES:
+        made = to_palette(rounded, PALETTES[precision], keep_float)
+    elif precision == "int4-weights":
+        made = to_int4(rounded, keep_float)
+    else:
+        assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"
+        made = to_int8(rounded, keep_float)
+    return Quantized(made.model, tuple(f"{note}; {rounding_note(feeds)}" for note in made.notes))
 
 
-def to_fp16_coreml(model: bytes, keep_float: Collection[str] = (), *, least_version: int = 0) -> bytes:
+def to_fp16_coreml(
+    model: bytes,
+    keep_float: Collection[str] = (),
+    constants: Mapping[str, Array] | None = None,
+    *,
+    least_version: int = 0,
+) -> bytes:
     """The float16 form of a packed float32 model.
 
     Operations with constants beyond float16's range stay float32, and so do those that read or make a value of `keep_float`.
-    `least_version` is the specification version that is wanted.
+    `constants` are other values for some, by name; `least_version` is the specification version that is wanted.
     """
     ct = coremltools()
     kept = frozenset(keep_float)
@@ -95,6 +146,7 @@ def to_fp16_coreml(model: bytes, keep_float: Collection[str] = (), *, least_vers
         from coremltools.converters.mil.frontend.milproto.load import load
 
         program = load(spec, version, mlmodel.weights_dir)
+        replace_constants(program, constants or {})
         try:
             converted = ct.convert(
                 program,

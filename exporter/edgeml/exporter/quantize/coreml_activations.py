@@ -19,7 +19,7 @@ from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.mil.backend import count_operations, open_mil
 from edgeml.exporter.precision import Ranges
-from edgeml.exporter.quantize.coreml_weights import opened, to_int8
+from edgeml.exporter.quantize.coreml_weights import opened
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.errors import UnsupportedError
@@ -30,13 +30,15 @@ HALVES: Final = 2
 PASSING: Final = frozenset({"cast", "softmax", "sigmoid", "relu", "reshape", "squeeze", "expand_dims"})
 
 
-def to_w8a8(half: bytes, feeds: Feeds, ranges: Ranges) -> Quantized:
-    """The W8A8 form of a float16 model; "auto" takes the observer that errs least on the half of the samples it did not see.
+def to_w8a8(half: bytes, small: bytes, feeds: Feeds, ranges: Ranges) -> Quantized:
+    """The W8A8 form of a float16 model, by its form with int8 weights, `small`.
+
+    "auto" takes the observer that errs least on the half of the samples it did not see.
 
     Raises:
         UnsupportedError: coremltools cannot do it, or nothing in the model computes on integers.
     """
-    small, samples = to_int8(half).model, count(feeds)
+    samples = count(feeds)
     seen = gather(watch_coreml(half, feeds), HALVES)
     way, note = ("headroom" if ranges == "auto" else ranges), "as asked"
     if ranges == "auto" and samples < LEAST_SAMPLES:

@@ -67,8 +67,12 @@ def to_palette(model: bytes, bits: Literal[4, 6, 8], keep_float: frozenset[str] 
     """
     ct, compress = _tools()
     settings = compress.OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_tensor", weight_threshold=LEAST_WEIGHTS)
+    as_is = compress.OpPalettizerConfig(mode="unique", granularity="per_tensor", weight_threshold=LEAST_WEIGHTS)
     with opened(ct, model) as mlmodel:
-        result = _compressed(lambda: compress.palettize_weights(mlmodel, _config(compress, settings, keep_float)))
+        weights = compress.get_weights_metadata(mlmodel, weight_threshold=LEAST_WEIGHTS)
+        few = {name: as_is for name, weight in weights.items() if weight.unique_values <= 2**bits}
+        config = compress.OptimizationConfig(global_config=settings, op_name_configs=few | dict.fromkeys(keep_float))
+        result = _compressed(lambda: compress.palettize_weights(mlmodel, config))
     return _result(result, f"indices of {bits} bits into {2**bits} values a tensor")
 
 
@@ -131,7 +135,7 @@ def _result(model: bytes, how: str) -> Quantized:
     weights = sum(counts.get(kind, 0) for kind in UNPACKING)
     if not weights:
         raise UnsupportedError(
-            f"no weight tensor of this model has {LEAST_WEIGHTS} elements, so none would get smaller",
+            f"no weight tensor of this model has {LEAST_WEIGHTS} elements outside of loops, so none would get smaller",
             hint="ask for fp32 or fp16",
         )
     return Quantized(model, (f"{weights} weight tensors are {how}; computing in float16",))

@@ -69,22 +69,12 @@ class Moments:
     covariance: Floats
 
 
-class Network(Protocol):
-    """A float32 model of some format whose weights can be changed and which can be written as int8."""
+class Weighted(Protocol):
+    """A float32 model of some format whose weights can be changed, and whose tensors can be watched."""
 
     layers: tuple[Layer, ...]
-    links: tuple[Link, ...]
-    joins: tuple[Join, ...]
 
     def copy(self) -> Self: ...
-
-    def keeping(self, kept: frozenset[str]) -> Self:
-        """A copy in which the operators that give `kept` stay float, too."""
-        ...
-
-    def operators(self) -> tuple[tuple[str, str], ...]:
-        """(kind, first output) of each operator that runs on integers; what only moves values is left out."""
-        ...
 
     def read(self, layer: Layer) -> Floats: ...
 
@@ -100,6 +90,21 @@ class Network(Protocol):
 
     def arrange(self, layer: Layer, tensor: str, values: Array) -> Array:
         """Values of a tensor next to a layer in the common order."""
+        ...
+
+
+class Network(Weighted, Protocol):
+    """One that can be written as int8 with ranges of activations."""
+
+    links: tuple[Link, ...]
+    joins: tuple[Join, ...]
+
+    def keeping(self, kept: frozenset[str]) -> Self:
+        """A copy in which the operators that give `kept` stay float, too."""
+        ...
+
+    def operators(self) -> tuple[tuple[str, str], ...]:
+        """(kind, first output) of each operator that runs on integers; what only moves values is left out."""
         ...
 
     def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
@@ -150,7 +155,7 @@ class _Sums:
 class Inputs:
     """What each layer's windows were, by parts of the samples: sample i belongs to part i modulo `parts`."""
 
-    def __init__(self, network: Network, feeds: Feeds, parts: int = 1) -> None:
+    def __init__(self, network: Weighted, feeds: Feeds, parts: int = 1) -> None:
         self._sums = {layer.weights: [_Sums() for _ in range(parts)] for layer in network.layers}
         for number, tensors in enumerate(network.watch(feeds)()):
             for layer in network.layers:

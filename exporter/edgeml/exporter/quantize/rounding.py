@@ -7,17 +7,25 @@ other, and the error of each is made up for by those not yet rounded, as the inp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeml.exporter.quantize.layers import Floats, Moments
+
+Columns = slice | int
+Nearest = Callable[[Floats, slice, Columns], Floats]
+"""The nearest value that can be stored, for weights of these rows and columns."""
 
 DAMPING: Final = 0.1  # of the mean variance, added to every input: few samples span few directions
 LIMIT: Final = 127
 LIMIT4: Final = 7
 LEAST_SCALE: Final = 1e-4
 TINY: Final = 1e-30  # for a layer of zeros
+PALETTE_ROUNDS: Final = 100
+PALETTE_BINS: Final = 1024
 CLIPS: Final = np.linspace(1.0, 0.6, 9)  # of a block's largest magnitude, tried for 4 bits: 5 % apart
 
 
@@ -46,7 +54,9 @@ def block_scales(weights: Floats, block: int) -> Floats:
     cut = padded.reshape(outputs, blocks, block)
     largest = np.maximum(np.abs(cut).max(axis=2), TINY)
     tried = (largest[None] * CLIPS[:, None, None] / LIMIT4).astype(np.float32).astype(np.float64)
-    errors = [np.sum((_nearest(cut, scales[:, :, None], LIMIT4) - cut) ** 2, axis=2) for scales in tried]
+    errors = [
+        np.sum((np.clip(np.round(cut / steps), -LIMIT4, LIMIT4) * steps - cut) ** 2, axis=2) for steps in tried[..., None]
+    ]
     best = np.argmin(np.stack(errors), axis=0)
     found: Floats = np.take_along_axis(tried, best[None], axis=0)[0]
     return found
@@ -57,13 +67,15 @@ def spread(scales: Floats, block: int, inputs: int) -> Floats:
     return np.repeat(scales, block, axis=1)[:, :inputs]
 
 
-def round_layer(weights: Floats, seen: Moments, *, block: int | None = None) -> tuple[Floats, Floats, Floats]:
+def round_layer(
+    weights: Floats, seen: Moments, *, block: int | None = None, pinned: bool = False
+) -> tuple[Floats, Floats, Floats]:
     """(rounded weights, their scales, what to add to the bias) for weights (output channels, …) of a layer with `seen` inputs.
 
     Rounded weights are codes * scale; output channels are split evenly over the groups of `seen`. Eight bits with a scale per
-    output channel, or with `block` four bits with scales (outputs, blocks) as `block_scales` gives them.
+    output channel, or with `block` four bits with scales (outputs, blocks) as `block_scales` gives them. `pinned` keeps the
+    largest weight of each scale at the largest code, so that whoever finds scales anew finds the same.
     """
-    groups = len(seen.mean)
     flat = weights.reshape(len(weights), -1)
     if block is None:
         scales, limit = scales_of(weights), LIMIT
@@ -71,20 +83,88 @@ def round_layer(weights: Floats, seen: Moments, *, block: int | None = None) -> 
     else:
         scales, limit = block_scales(flat, block), LIMIT4
         grid = spread(scales, block, flat.shape[1])
-    apart, grids = (values.reshape(groups, len(weights) // groups, -1) for values in (flat, grid))
-    rounded = np.stack([_rounded(apart[g], grids[g], seen.covariance[g], limit) for g in range(groups)])
-    shift = np.einsum("goi,gi->go", apart - rounded, seen.mean).ravel()
+    fixed = np.where(_largest(flat, block or flat.shape[1]), np.sign(flat) * limit * grid, np.nan) if pinned else None
+
+    def nearest(values: Floats, rows: slice, columns: Columns) -> Floats:
+        steps = grid[rows, columns]
+        found: Floats = np.clip(np.round(values / steps), -limit, limit) * steps
+        return found if fixed is None else np.where(np.isnan(fixed[rows, columns]), found, fixed[rows, columns])
+
+    rounded, shift = _by_group(flat, seen, nearest)
     return rounded.reshape(weights.shape), scales, shift
 
 
-def _nearest(weights: Floats, grid: Floats, limit: int) -> Floats:
-    nearest: Floats = np.clip(np.round(weights / grid), -limit, limit) * grid
-    return nearest
+def round_to_palette(weights: Floats, seen: Moments, size: int) -> tuple[Floats, Floats]:
+    """(weights as values of a palette that k-means finds, what to add to the bias); the values are float16 ones."""
+    flat = weights.reshape(len(weights), -1)
+    palette = palette_of(flat, size)
+    middles = (palette[1:] + palette[:-1]) / 2
+
+    def nearest(values: Floats, rows: slice, columns: Columns) -> Floats:  # noqa: ARG001 - all weights share the palette
+        found: Floats = palette[np.searchsorted(middles, values)]
+        return found
+
+    rounded, shift = _by_group(flat, seen, nearest)
+    return rounded.reshape(weights.shape), shift
 
 
-def _rounded(weights: Floats, grid: Floats, covariance: Floats, limit: int) -> Floats:
-    """Weights (outputs, inputs) as multiples of `grid`, inputs of largest variance first."""
-    nearest = _nearest(weights, grid, limit)
+def palette_of(weights: Floats, size: int) -> Floats:
+    """At most `size` values, ascending, that are near to all weights: the better of two that k-means finds (Lloyd, 1957).
+
+    One starts with even distances; the other as many values do best, as dense as the cube root of the weights' density (Panter
+    and Dite, 1951).
+    """
+    values = np.sort(weights.ravel())
+    counts, edges = np.histogram(values, bins=PALETTE_BINS)
+    filled = np.concatenate([[0.0], np.cumsum(np.cbrt(counts))])
+    shares = (np.arange(size) + 0.5) / size
+    starts = (np.interp(shares * filled[-1], filled, edges), edges[0] + shares * (edges[-1] - edges[0]))
+    return min((_settled(values, start) for start in starts), key=lambda palette: _palette_error(values, palette))
+
+
+def _settled(values: Floats, palette: Floats) -> Floats:
+    """The palette after k-means on ascending values: groups lose those that nothing is nearest to."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    for _ in range(PALETTE_ROUNDS):
+        ends = np.concatenate([[0], np.searchsorted(values, (palette[1:] + palette[:-1]) / 2), [len(values)]])
+        counts = np.diff(ends)
+        means = np.diff(sums[ends])[counts > 0] / counts[counts > 0]
+        if len(means) == len(palette) and np.allclose(means, palette, rtol=1e-6, atol=0.0):
+            break
+        palette = means
+    return np.unique(palette.astype(np.float16)).astype(np.float64)
+
+
+def _palette_error(values: Floats, palette: Floats) -> float:
+    nearest = palette[np.searchsorted((palette[1:] + palette[:-1]) / 2, values)]
+    return float(np.sum((nearest - values) ** 2))
+
+
+def _largest(flat: Floats, block: int) -> NDArray[np.bool_]:
+    """Where the largest magnitude of each `block` inputs of each output stands."""
+    outputs, inputs = flat.shape
+    found = np.zeros(flat.shape, bool)
+    for start in range(0, inputs, block):
+        at = start + np.abs(flat[:, start : start + block]).argmax(axis=1)
+        found[np.arange(outputs), at] = True
+    return found
+
+
+def _by_group(flat: Floats, seen: Moments, nearest: Nearest) -> tuple[Floats, Floats]:
+    """(rounded, shift of the mean) for weights (outputs, inputs) whose outputs are split evenly over the groups."""
+    groups = len(seen.mean)
+    size = len(flat) // groups
+    rounded = np.empty_like(flat)
+    for g in range(groups):
+        rows = slice(g * size, (g + 1) * size)
+        rounded[rows] = _rounded(flat[rows], rows, seen.covariance[g], nearest)
+    shift = np.einsum("goi,gi->go", (flat - rounded).reshape(groups, size, -1), seen.mean).ravel()
+    return rounded, shift
+
+
+def _rounded(weights: Floats, rows: slice, covariance: Floats, to_nearest: Nearest) -> Floats:
+    """Weights (outputs, inputs) rounded, inputs of largest variance first."""
+    nearest = to_nearest(weights, rows, slice(None))
     if not covariance.size:
         return nearest
     variance = np.diag(covariance)
@@ -95,9 +175,9 @@ def _rounded(weights: Floats, grid: Floats, covariance: Floats, limit: int) -> F
     damped = covariance[np.ix_(order, order)] + damping * np.eye(len(order))
     # Row i of the upper factor of the inverse holds how input i's error is shared out among the inputs after it.
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    left, steps, result = weights[:, order].copy(), grid[:, order], np.empty_like(weights)
+    left, result = weights[:, order].copy(), np.empty_like(weights)
     for i in range(len(order)):
-        result[:, i] = _nearest(left[:, i], steps[:, i], limit)
+        result[:, i] = to_nearest(left[:, i], rows, int(order[i]))
         error = (left[:, i] - result[:, i]) / upper[i, i]
         left[:, i + 1 :] -= np.outer(error, upper[i, i + 1 :])
     back = np.empty_like(order)
