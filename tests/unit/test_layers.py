@@ -33,8 +33,10 @@ def convolutions(*, broken: bool = False, prefix: str = "") -> bytes:
     nodes, value, inputs = [], "x", 3
     for number in range(4):
         constants[f"{prefix}w{number}"] = rng.normal(size=(CHANNELS, inputs, 3, 3)).astype(np.float32) / 4
+        constants[f"{prefix}b{number}"] = rng.normal(size=CHANNELS).astype(np.float32) / 4
+        given = [value, f"{prefix}w{number}", f"{prefix}b{number}"]
         nodes += [
-            helper.make_node("Conv", [value, f"{prefix}w{number}"], [f"{prefix}c{number}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", given, [f"{prefix}c{number}"], pads=[1, 1, 1, 1]),
             helper.make_node("Relu", [f"{prefix}c{number}"], [f"{prefix}r{number}"]),
         ]
         value, inputs = f"{prefix}r{number}", CHANNELS

@@ -12,9 +12,8 @@ import typer
 from edgeml.wire.errors import PlanError
 
 if TYPE_CHECKING:
-    from edgeml.exporter.layers.bisect import Piece
-    from edgeml.exporter.layers.difference import Difference
     from edgeml.exporter.layers.explain import Explanation
+    from edgeml.exporter.layers.jobs import Diff
 
 explain_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 diff_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -24,36 +23,37 @@ SHOWN: Final = 48  # characters of a tensor's name; what converters put in front
 _Model = Annotated[str, typer.Argument(help=".onnx, .tflite, .mlpackage, or a bundle's artifact: kws.edgeml:onnx:int8.")]
 _Input = Annotated[Path | None, typer.Option("--input", help="Samples, .npz; else a bundle's golden ones, else noise.")]
 _All = Annotated[bool, typer.Option("--all", help="Show every tensor.")]
+_Limit = Annotated[float, typer.Option(help="Seconds that it may take.")]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @explain_app.command()
-def explain(model: _Model, input_: _Input = None, json: _Json = False) -> None:
+def explain(model: _Model, input_: _Input = None, time_limit: _Limit = 600.0, json: _Json = False) -> None:
     """Show each layer: its precision, the noise it adds against the bundle's fp32 artifact, why it stayed float."""
-    from edgeml.exporter.layers.compared import explain_subjects
-    from edgeml.exporter.layers.subject import open_explained
+    from edgeml.exporter.layers.explain import Explanation
 
-    found = [explain_subjects(subject, whole, input_) for subject, whole in open_explained(model)]
+    answer = _job("explain", time_limit, model=model, samples=_text(input_))
     if json:
-        _print_json({"models": found})
+        _print_json({"models": answer})
         return
-    for number, one in enumerate(found):
+    for number, one in enumerate(msgspec.convert(answer, list[Explanation])):
         if number:
             print()
         _print_explanation(one)
 
 
 @diff_app.command()
-def diff(a: _Model, b: _Model, input_: _Input = None, every: _All = False, json: _Json = False) -> None:
+def diff(  # noqa: PLR0917 - Typer reads options from the parameters
+    a: _Model, b: _Model, input_: _Input = None, every: _All = False, time_limit: _Limit = 600.0, json: _Json = False
+) -> None:
     """Compare two models tensor by tensor: signal to noise, cosine, and which layer adds most noise. A is the reference."""
-    from edgeml.exporter.layers.compared import compare_subjects
-    from edgeml.exporter.layers.subject import open_subject
+    from edgeml.exporter.layers.jobs import Diff
 
-    compared = compare_subjects(open_subject(a), open_subject(b), input_)
+    answer = _job("diff", time_limit, a=a, b=b, samples=_text(input_))
     if json:
-        _print_json(compared.found)
+        _print_json(answer["found"])
         return
-    _print_difference(compared.found, compared.names, compared.samples, every=every)
+    _print_difference(msgspec.convert(answer, Diff), every=every)
 
 
 @bisect_app.command()
@@ -63,28 +63,35 @@ def bisect(  # noqa: PLR0917 - Typer reads options from the parameters
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the reproducer.")],
     input_: _Input = None,
     at_least: Annotated[float | None, typer.Option(help="Signal to noise, in dB, that each piece of B must leave.")] = None,
+    time_limit: _Limit = 600.0,
     json: _Json = False,
 ) -> None:
     """Find the smallest piece of B that is wrong by itself against A, and save it with inputs and expected outputs."""
-    from edgeml.exporter.layers.bisect import worst_piece
-    from edgeml.exporter.layers.compared import compare_subjects
-    from edgeml.exporter.layers.reproducer import write_reproducer
-    from edgeml.exporter.layers.subject import open_subject
+    from edgeml.exporter.layers.jobs import Bisection
 
     if out.exists() and not out.is_dir():
         raise PlanError(f"-o {str(out)!r} is a file", hint="name a folder")
-    compared = compare_subjects(open_subject(a), open_subject(b), input_)
-    piece = worst_piece(compared.a, compared.b, compared.model_b, at_least)
-    about = _about(piece, compared.names)
-    files: tuple[Path, ...] = ()
-    if piece is not None and piece.fails:
-        files = write_reproducer(piece, compared.b.format, out, about)
+    answer = _job("bisect", time_limit, a=a, b=b, samples=_text(input_), least_db=at_least, out=str(out))
     if json:
-        _print_json(_piece_json(piece, files))
+        _print_json(answer)
         return
-    print(about, end="")
-    if files:
+    found = msgspec.convert(answer, Bisection)
+    print(found.about, end="")
+    if found.files:
         print(f"\nreproducer  {out}\nnext        cd {out} && python run.py")
+
+
+def _job(name: str, time_limit_s: float, **arguments: object) -> Any:
+    """A job of `layers.jobs` in a process of its own: a model that crashes or never ends becomes a sentence."""
+    from edgeml.exporter.lifeline import work_folder
+    from edgeml.exporter.worker import Worker
+
+    with work_folder() as folder, Worker("layers", folder, time_limit_s=time_limit_s) as worker:
+        return worker.call(f"edgeml.exporter.layers.jobs:{name}", **arguments)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _print_json(value: Any) -> None:
@@ -96,15 +103,9 @@ def _short(name: str) -> str:
     return name if len(name) <= SHOWN else f"…{name[-SHOWN + 1 :]}"
 
 
-def _decibels(value: float | None) -> str:
-    from edgeml.exporter.layers.measure import DEAF_DB, SILENT_DB
-
-    if value is None:
-        return "-"
-    return "equal" if value >= SILENT_DB else "not finite" if value <= DEAF_DB else f"{round(value, 1) + 0.0:.1f}"
-
-
 def _print_explanation(found: Explanation) -> None:
+    from edgeml.exporter.layers.measure import decibels
+
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.precisions.items(), key=lambda pair: -pair[1]))
     print(f"{found.model}: {len(found.operators)} operators; {kinds}")
     if found.against is not None:
@@ -118,7 +119,7 @@ def _print_explanation(found: Explanation) -> None:
         why = f"  left float: {line.kept_float}" if line.kept_float else ""
         print(
             f"  {_short(line.tensor):<{width}}  {line.kind:<{kind_width}}  {line.precision:<9}  "
-            f"{_decibels(line.snr_db):>7}  {_decibels(line.own_db):>7}{why}"
+            f"{decibels(line.snr_db):>7}  {decibels(line.own_db):>7}{why}"
         )
     if found.quantization_max_abs is not None:
         kernels = "not measured" if found.kernel_max_abs is None else f"{found.kernel_max_abs:.2g}"
@@ -129,8 +130,11 @@ def _print_explanation(found: Explanation) -> None:
         print(f"note: {note}")
 
 
-def _print_difference(found: Difference, names: tuple[str, str], samples: str, *, every: bool) -> None:
-    print(f"A {names[0]}\nB {names[1]}\n{found.samples} samples: {samples}")
+def _print_difference(diff: Diff, *, every: bool) -> None:
+    from edgeml.exporter.layers.measure import decibels
+
+    found = diff.found
+    print(f"A {diff.a}\nB {diff.b}\n{found.samples} samples: {diff.samples}")
     shown = (
         found.layers if every or len(found.layers) <= 60 else tuple(one for one in found.layers if one.tensor in found.worst)
     )
@@ -147,7 +151,7 @@ def _print_difference(found: Difference, names: tuple[str, str], samples: str, *
         largest = "not finite" if layer.max_abs is None else f"{layer.max_abs:.2g}"
         print(
             f"  {_short(layer.tensor):<{width}}  {_short(layer.other):<{other}}  {layer.precision:<9}  {layer.matched_by:<5}  "
-            f"{_decibels(layer.snr_db):>7}  {_decibels(layer.own_db):>7}  {layer.cosine:>8.5f}  {largest}{mark}"
+            f"{decibels(layer.snr_db):>7}  {decibels(layer.own_db):>7}  {layer.cosine:>8.5f}  {largest}{mark}"
         )
     if len(shown) < len(found.layers):
         print(f"  the {len(shown)} worst of {len(found.layers)}; --all shows every one")
@@ -156,39 +160,3 @@ def _print_difference(found: Difference, names: tuple[str, str], samples: str, *
             print(f"only in {which}: {', '.join(_short(name) for name in names_[:8])}" + (" …" if len(names_) > 8 else ""))
     if found.kernel_max_abs is not None:
         print(f"B's fast kernels on this machine add {found.kernel_max_abs:.2g} of the output's range to that")
-
-
-def _about(piece: Piece | None, names: tuple[str, str]) -> str:
-    """What was found, in words; also the reproducer's README."""
-    if piece is None:
-        return f"No inner tensor of {names[1]} could be told to be one of {names[0]}.\n"
-    chain = " > ".join(operator.kind for operator in piece.operators)
-    held = f"{_decibels(piece.snr_db)} dB of signal to noise, at least {piece.least_db:g} asked"
-    if not piece.fails:
-        return (
-            f"No piece of {names[1]} is wrong by itself. "
-            f"The worst is {chain}, which gives {_short(piece.output)!r} with {held}.\n"
-            "Where outputs differ, noise of many layers adds up: `edgeml diff` shows it.\n"
-        )
-    return (
-        f"{names[1]} goes wrong in {chain}, which gives {piece.output!r}.\n"
-        f"Fed with what {names[0]} computes there, it leaves {held}.\n"
-        f"Inputs, by position: {', '.join(name for name, _ in piece.inputs)}.\n"
-    )
-
-
-def _piece_json(piece: Piece | None, files: tuple[Path, ...]) -> dict[str, Any]:
-    if piece is None:
-        return {"found": False}
-    return {
-        "found": piece.fails,
-        "operators": [
-            {"name": operator.name, "kind": operator.kind, "precision": operator.precision} for operator in piece.operators
-        ],
-        "inputs": [name for name, _ in piece.inputs],
-        "output": piece.output,
-        "snr_db": piece.snr_db,
-        "least_db": piece.least_db,
-        "max_abs": piece.max_abs,
-        "files": [str(path) for path in files],
-    }

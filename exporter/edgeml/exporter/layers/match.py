@@ -67,6 +67,7 @@ def match(a: Trace, b: Trace) -> list[Pair]:
     """Pairs in the order of the first model's operators, the inputs first. Each tensor is in one pair at most."""
     tensors_a, tensors_b = _tensors(a), _tensors(b)
     found = _by_name(a, b, tensors_a, tensors_b) if a.format == b.format else {}
+    found |= _by_end(a, b, found)
     found |= _by_value(a, b, [t for t in tensors_a if t not in found], _left(tensors_b, found))
     found |= _by_place(a, b, found)
     return [found[name] for name in tensors_a if name in found]
@@ -92,6 +93,17 @@ def _by_name(a: Trace, b: Trace, tensors_a: Sequence[str], tensors_b: Sequence[s
         if len(kinds) == 1:
             found[name] = Pair(name, name, "name", tuple(range(_squeezed(a.values[name]).ndim - 1)))
     return found
+
+
+def _by_end(a: Trace, b: Trace, found: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The only output of one model is the only output of the other."""
+    if len(a.outputs) != 1 or len(b.outputs) != 1 or a.outputs[0] not in a.values or b.outputs[0] not in b.values:
+        return {}
+    (one,), (other,) = a.outputs, b.outputs
+    score, order = _best_order(a.values[one], b.values[other])
+    free = one not in found and other not in {pair.b for pair in found.values()}
+    fits = order or _squeezed(a.values[one]).shape == _squeezed(b.values[other]).shape
+    return {one: Pair(one, other, "value" if score >= SURE else "place", order)} if free and fits else {}
 
 
 def _by_value(a: Trace, b: Trace, tensors_a: Sequence[str], tensors_b: Sequence[str]) -> dict[str, Pair]:

@@ -68,6 +68,13 @@ def own_signal_to_noise_db(out_db: float, read_db: Sequence[float]) -> float | N
     return -10 * math.log10(added) if added > 10 ** (-SILENT_DB / 10) else None
 
 
+def decibels(value: float | None) -> str:
+    """As people read it."""
+    if value is None:
+        return "-"
+    return "equal" if value >= SILENT_DB else "not finite" if value <= DEAF_DB else f"{round(value, 1) + 0.0:.1f}"
+
+
 def cosine(reference: Array, got: Array) -> float:
     """The angle's cosine, reference . got / (|reference| |got|); 1 if both are zero, 0 if one is or anything is not finite."""
     a, b = reference.astype(np.float64).ravel(), got.astype(np.float64).ravel()
