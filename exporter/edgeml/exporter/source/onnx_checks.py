@@ -12,6 +12,7 @@ from edgeml.wire.errors import ModelError, UnsupportedError
 TENSOR_LIMIT_BYTES: Final = 4 * 1024**3  # of one tensor; a device has no room for more
 RANK_LIMIT: Final = 32
 LIGHT_BYTES: Final = 4096  # constants up to this size may be shapes, which inference has to see
+SUB_BYTE: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits
 ENGINE_DOMAINS: Final = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})  # ONNX Runtime's own
 
 
@@ -58,10 +59,10 @@ def check_sizes(onnx: Any, proto: Any) -> None:
         field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
         if tensor.HasField("raw_data"):
             expected, got, unit = promised_bytes(onnx, tensor), len(tensor.raw_data), "bytes"
-        elif field == "int32_data" and tensor.data_type in _half_bytes(onnx):
-            expected, got, unit = (want + 1) // 2, len(tensor.int32_data), "packed values"
+        elif _bits(onnx, tensor.data_type) < 8:
+            expected, got, unit = promised_bytes(onnx, tensor), len(tensor.int32_data), "packed values"
         else:
-            expected, got, unit = want, len(getattr(tensor, field)), "values"
+            expected, got, unit = want * _parts(onnx, tensor.data_type), len(getattr(tensor, field)), "values"
         if expected != got:
             raise ModelError(f"tensor {tensor.name!r}", expected=f"{expected} {unit}", got=str(got))
     for sparse in proto.graph.sparse_initializer:
@@ -73,8 +74,7 @@ def check_sizes(onnx: Any, proto: Any) -> None:
 
 
 def promised_bytes(onnx: Any, tensor: Any) -> int:
-    bits = 4 if tensor.data_type in _half_bytes(onnx) else 8 * _itemsize(onnx, tensor.data_type)
-    return (_elements(tensor) * bits + 7) // 8
+    return (_elements(tensor) * _bits(onnx, tensor.data_type) + 7) // 8
 
 
 def take_in_external(onnx: Any, proto: Any, folder: Path) -> None:
@@ -162,5 +162,11 @@ def _itemsize(onnx: Any, data_type: int) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
-def _half_bytes(onnx: Any) -> set[int]:
-    return {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+def _bits(onnx: Any, data_type: int) -> int:
+    """Of one element as it is stored."""
+    return SUB_BYTE.get(onnx.TensorProto.DataType.Name(data_type)) or 8 * _itemsize(onnx, data_type)
+
+
+def _parts(onnx: Any, data_type: int) -> int:
+    """Numbers that one element takes."""
+    return 2 if data_type in {onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128} else 1
