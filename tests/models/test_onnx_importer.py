@@ -161,3 +161,17 @@ def _table(found: Outcome) -> str:
     for name, why in sorted(found.failures.items()):
         text += f"- `{name}`: {ROUNDING.get(name, why)}\n"
     return text
+
+
+def test_sizes_computed_from_a_shape_stay_numbers_while_an_exporter_traces() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18]>
+        agraph (float[n, 4, 6] x) => (float[n, 24] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] rest = {-1}> {
+          whole = Shape(x)
+          head = Slice(whole, zero, one)
+          sizes = Concat<axis = 0>(head, rest)
+          y = Reshape(x, sizes)
+        }""")
+    x = torch.arange(24.0).reshape(1, 4, 6)
+    program = torch.export.export(to_torch(model), (x,))
+    assert torch.equal(program.module()(x), x.reshape(1, 24))

@@ -8,7 +8,8 @@ exported module sees plain tensor code with fixed sizes, which is what the TFLit
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from edgeml.exporter.importer import registry
 from edgeml.exporter.importer.registry import DEFAULT_DOMAINS, Node, Operator, Static, Value
@@ -127,26 +129,37 @@ class Graph:
 
 def _call(known: Operator, node: Node, values: Mapping[str, Value], weights: Mapping[str, Tensor]) -> dict[str, Value]:
     given = [values[name] if name else None for name in node.inputs]
-    all_static = all(value is None or isinstance(value, np.ndarray) for value in given) and not known.subgraphs
-    arguments: list[Value | None] = []
-    for position, (name, value) in enumerate(zip(node.inputs, given, strict=True)):
-        if value is None:
-            arguments.append(None)
-        elif position in known.static:
-            arguments.append(static(value))
-        else:
-            arguments.append(weights[name] if name in weights and isinstance(value, np.ndarray) else as_tensor(value))
-    if known.subgraphs:
-        node = Node(node.operator, node.name, node.inputs, node.outputs, node.attributes, node.opset, values)
     if node.operator in {"Shape", "Size"}:  # sizes are static whatever the tensor holds
         all_static = True
-    result = known.run(node, *arguments)
-    outputs: Sequence[Tensor | None] = (result,) if isinstance(result, Tensor) else result
-    found: dict[str, Value] = {}
-    for name, output in zip(node.outputs, outputs, strict=False):
-        if name and output is not None:
-            found[name] = static(output) if all_static else output
-    return found
+    else:
+        all_static = all(value is None or isinstance(value, np.ndarray) for value in given) and not known.subgraphs
+    if known.subgraphs:
+        node = Node(node.operator, node.name, node.inputs, node.outputs, node.attributes, node.opset, values)
+    with _outside_of_traces() if all_static else nullcontext():
+        arguments = _arguments(known, node, given, {} if all_static else weights)
+        result = known.run(node, *arguments)
+        outputs: Sequence[Tensor | None] = (result,) if isinstance(result, Tensor) else result
+        found = {name: output for name, output in zip(node.outputs, outputs, strict=False) if name and output is not None}
+        return {name: static(output) for name, output in found.items()} if all_static else {**found}
+
+
+def _arguments(
+    known: Operator, node: Node, given: Sequence[Value | None], weights: Mapping[str, Tensor]
+) -> Iterator[Value | None]:
+    for position, (name, value) in enumerate(zip(node.inputs, given, strict=True)):
+        if value is None:
+            yield None
+        elif position in known.static:
+            yield static(value)
+        else:
+            yield weights[name] if name in weights and isinstance(value, np.ndarray) else as_tensor(value)
+
+
+@contextmanager
+def _outside_of_traces() -> Iterator[None]:
+    """Static values are numbers, also while an exporter watches: its modes would make tensors without values of them."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():  # noqa: SLF001 - torch has no public way
+        yield
 
 
 def as_tensor(value: Value) -> Tensor:
