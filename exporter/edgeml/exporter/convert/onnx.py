@@ -60,13 +60,15 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     import torch
 
     from edgeml.exporter.source.torch import load
+    from edgeml.exporter.source.torchscript import as_operators
 
-    model = load(msgspec.convert(source, SourceRef))
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
     batch = torch.export.Dim(BATCH, min=1)
     shapes = tuple({0: batch} if spec.has_batch else None for spec in model.signature.inputs)
     try:
         program = torch.onnx.export(
-            model.module,
+            as_operators(model) if ref.kind == "torchscript" else model.module,
             model.example(2 if model.any_batch else 1),  # an example batch of 1 would be taken for a constant
             dynamo=True,
             dynamic_shapes=(shapes,) if model.any_batch else None,

@@ -51,10 +51,13 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "litert_torch", "export") from error
     from edgeml.exporter.source.torch import load
+    from edgeml.exporter.source.torchscript import as_operators
 
-    model = load(msgspec.convert(source, SourceRef))
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
     try:
-        edge = litert_torch.convert(model.module, model.example(1))
+        module = as_operators(model) if ref.kind == "torchscript" else model.module
+        edge = litert_torch.convert(module, model.example(1))
     except Exception as error:
         raise unsupported("litert-torch", error) from error
     Path(out).write_bytes(canonical(edge.model_content(), model.signature))

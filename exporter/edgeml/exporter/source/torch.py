@@ -197,7 +197,7 @@ def describe_module(module: Any, examples: tuple[Any, ...]) -> TorchModel:
     input_names = _parameters(module)[: len(examples)]
     if len(input_names) < len(examples):
         input_names = ["x"] if len(examples) == 1 else [f"x{index}" for index in range(len(examples))]
-    flat, output_names = _flatten(torch, module, examples)
+    flat, output_names = flatten(torch, module, examples)
     one = tuple(tensor[:1] if _stacks(tensor, examples) else tensor for tensor in examples)
     grown = _grown_shapes(torch, flat, examples)
     with torch.no_grad():
@@ -215,7 +215,7 @@ def _stacks(tensor: Any, examples: tuple[Any, ...]) -> bool:
     return bool(tensor.ndim) and bool(examples[0].ndim) and bool(tensor.shape[0] == examples[0].shape[0])
 
 
-def _flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, list[str]]:
+def flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, list[str]]:
     """The module with a tuple of tensors for an output, and their names."""
     with torch.no_grad():
         given = module(*examples)
@@ -244,7 +244,7 @@ def _flatten(torch: Any, module: Any, examples: tuple[Any, ...]) -> tuple[Any, l
 
 def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
     """Names of the outputs whose first axis follows the batch; empty if the module takes only one batch size."""
-    _, found = _flatten(torch, flat.inner, examples)
+    _, found = flatten(torch, flat.inner, examples)
     seen = []
     for count in PROBES:
         fed = [
