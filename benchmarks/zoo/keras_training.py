@@ -1,4 +1,4 @@
-"""Trains a network of Keras 3 or tf_keras and writes it as .keras, .h5 or SavedModel; runs published ones."""
+"""Trains a network of Keras 3 or tf_keras and writes it as .keras, .h5 or SavedModel; runs published models."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ BATCH: Final = 64
 
 def make(recipe: Recipe, splits: Splits, place: Path) -> tuple[list[Array], int]:
     """The answers to the evaluation samples, and how many parameters there are."""
+    given = next(iter(splits.evaluate.inputs.values()))
+    if recipe.kind == "tflite":
+        return _interpreted(recipe, given)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     import tensorflow as tf
 
@@ -27,7 +30,6 @@ def make(recipe: Recipe, splits: Splits, place: Path) -> tuple[list[Array], int]
         import keras
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    given = next(iter(splits.evaluate.inputs.values()))
     if recipe.published:
         return _published(tf, keras, recipe, given)
     assert splits.train is not None and splits.train.labels is not None  # noqa: PT018 - a network is trained on samples
@@ -40,10 +42,26 @@ def make(recipe: Recipe, splits: Splits, place: Path) -> tuple[list[Array], int]
         shift = int(chance.integers(-recipe.roll, recipe.roll + 1))
         net.fit(np.roll(train, shift, axis=recipe.roll_axis), splits.train.labels, BATCH, 1, verbose=0)
     if recipe.kind == "savedmodel":
-        net.export(str(place / FILES["savedmodel"]), verbose=False)
+        plain = keras.models.clone_model(net)  # an optimizer's lists cannot be saved
+        plain.set_weights(net.get_weights())
+        plain.export(str(place / FILES["savedmodel"]), verbose=False)
     else:
         net.save(place / FILES[recipe.kind])
     return [np.asarray(net.predict(given, 128, verbose=0))], int(net.count_params())
+
+
+def _interpreted(recipe: Recipe, given: Array) -> tuple[list[Array], int]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(recipe.source, num_threads=1)
+    interpreter.allocate_tensors()
+    taken, answered = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    rows = []
+    for sample in given:
+        interpreter.set_tensor(taken, sample[np.newaxis])
+        interpreter.invoke()
+        rows.append(interpreter.get_tensor(answered)[0].copy())
+    return [np.stack(rows)], Path(recipe.source).stat().st_size // 4  # of float32, with what little the file holds besides
 
 
 def _published(tf: Any, keras: Any, recipe: Recipe, given: Array) -> tuple[list[Array], int]:

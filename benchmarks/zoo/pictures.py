@@ -105,10 +105,10 @@ def photo_digits(*, channels_first: bool) -> Splits:
 
 
 def masks() -> Splits:
-    """x (n, 3, 48, 48), labels (n, 1, 48, 48): 1 where the digit covers the photograph."""
+    """x (n, 3, 32, 32), labels (n, 1, 32, 32): 1 where the digit covers the photograph."""
 
     def part(name: str) -> Samples:
-        made = scenes(name, side=48, least=24, most=40)
+        made = scenes(name, side=32, least=16, most=28)
         target = (made.mask > 0.4).astype(np.float32)[:, None]
         return Samples({"x": np.ascontiguousarray(made.image.transpose(0, 3, 1, 2))}, target, made.origins)
 
@@ -116,12 +116,12 @@ def masks() -> Splits:
 
 
 def boxes() -> Splits:
-    """x (n, 3, 64, 64), labels (n, 5): the digit's box in 0..640, and its class; an export is not told."""
+    """x (n, 3, 64, 64), labels (n, 5): the digit's box in 0..640, and its class."""
 
     def part(name: str) -> Samples:
         made = scenes(name, side=64, least=20, most=40)
         target = np.concatenate([made.box * PIXEL, made.digit[:, None]], axis=1).astype(np.float32)
-        return Samples({"x": np.ascontiguousarray(made.image.transpose(0, 3, 1, 2))}, target, made.origins, told=False)
+        return Samples({"x": np.ascontiguousarray(made.image.transpose(0, 3, 1, 2))}, target, made.origins)
 
     return Splits(*map(part, SCENES))
 

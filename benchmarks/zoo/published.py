@@ -49,7 +49,7 @@ def sww() -> Splits:
         mel = np.log(power @ sounds.mel_bank(SWW_BANDS, sounds.WINDOW, sounds.RATE).T + 1e-6)
         return {"x": (np.clip((mel - SWW_LOW) / (SWW_HIGH - SWW_LOW), 0, 1) * 0.95).astype(np.float32)[:, :, None, :]}
 
-    return _unlabelled(sounds.splits(feature, told=False))
+    return _unlabelled(sounds.splits(feature))
 
 
 def ad() -> Splits:
@@ -63,7 +63,7 @@ def ad() -> Splits:
         mel = 10 * np.log10(power @ sounds.mel_bank(AD_BANDS, AD_WINDOW, AD_RATE).T + 1e-8)
         return {"x": mel.reshape(len(waves), -1).astype(np.float32)}
 
-    return _unlabelled(sounds.splits(feature, told=False))
+    return _unlabelled(sounds.splits(feature))
 
 
 def _fifths(name: str) -> Splits:
@@ -91,4 +91,5 @@ PATHS: Final = {
     "vww": "mlperf-tiny/vww_mobilenetv1.h5",
     "sww": "mlperf-tiny/sww_ds_tcn.h5",
     "ad": "mlperf-tiny/ad_autoencoder.h5",
+    "ic-tflite": "mlperf-tiny/ic_resnet8_ref_fp32.tflite",
 }

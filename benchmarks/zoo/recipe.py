@@ -15,7 +15,7 @@ from benchmarks.zoo.scores import Score
 
 HERE: Final = Path(__file__).resolve().parent
 CACHE: Final = Path.home() / ".cache" / "edgeml" / "zoo"
-Kind = Literal["torch", "torch-pt2", "torchscript", "onnx", "keras", "keras-h5", "savedmodel"]
+Kind = Literal["torch", "torch-pt2", "torchscript", "onnx", "keras", "keras-h5", "savedmodel", "tflite", "sklearn"]
 TORCH: Final[frozenset[Kind]] = frozenset({"torch", "torch-pt2", "torchscript", "onnx"})
 Loss = Literal["classes", "logits", "mask", "boxes"]
 FILES: Final[dict[str, str]] = {
@@ -26,6 +26,8 @@ FILES: Final[dict[str, str]] = {
     "keras": "model.keras",
     "keras-h5": "model.h5",
     "savedmodel": "saved",
+    "tflite": "model.tflite",
+    "sklearn": "model.pkl",
 }
 
 
@@ -33,8 +35,9 @@ FILES: Final[dict[str, str]] = {
 class Recipe:
     """A zoo model.
 
-    `net` is "module:name" in this folder, or the path of a published model. `chance` is what `score` gives to guessing. `roll`
-    is how far a training sample is shifted at most along its axis `roll_axis` (of the first input, 0 = samples).
+    `net` is "module:name" in this folder, or the path of a published model. `chance` is what guessing scores; `metric`
+    is what an export is told to hold, where none of its own fits. `roll` is how far a training sample is shifted at most along
+    its axis `roll_axis` (of the first input, 0 = samples).
     """
 
     name: str
@@ -50,10 +53,16 @@ class Recipe:
     roll: int = 0
     roll_axis: int = 1
     seed: int = 1
+    metric: str = "auto"
 
     @property
     def published(self) -> bool:
         return self.epochs == 0
+
+    @property
+    def trusted(self) -> bool:
+        """Whether loading the source runs code from it, so that an export must be told to."""
+        return self.kind in {"torchscript", "sklearn"}
 
     @property
     def folder(self) -> Path:
@@ -71,8 +80,8 @@ class Recipe:
     def digest(self) -> str:
         """Of the settings and of the code that makes samples and network, without comments and docstrings."""
         module = self.net.partition(":")[0]
-        trained_by = "torch_training.py" if self.kind in TORCH else "keras_training.py"
-        files = ["samples.py", self.splits.__module__.rpartition(".")[2] + ".py", trained_by]
+        trained_by = "torch" if self.kind in TORCH else "sklearn" if self.kind == "sklearn" else "keras"
+        files = [self.splits.__module__.rpartition(".")[2] + ".py", f"{trained_by}_training.py"]
         files += [] if self.published else [f"{module}.py"]
         made_by = self.splits.__name__ if hasattr(self.splits, "__name__") else str(self.splits)
         settings = [self.kind, self.net, made_by, self.loss, self.epochs, self.rate, self.roll, self.roll_axis, self.seed]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from benchmarks.zoo import pictures, published, sounds
-from benchmarks.zoo.recipe import Recipe
+from benchmarks.zoo.recipe import HERE, Recipe
 from benchmarks.zoo.scores import agreement, explained, found, overlap, retrieved, top1
 
 TENTH: Final = 0.1
+METRICS: Final = HERE / "metrics.py"
 
 
 MADE: Final = (
@@ -17,6 +18,7 @@ MADE: Final = (
     Recipe("mlperf-vww", "MobileNet v1, MLPerf Tiny", "keras-h5", published.PATHS["vww"], published.vww, agreement, 0.5),
     Recipe("mlperf-sww", "DS-TCN, MLPerf Tiny", "keras-h5", published.PATHS["sww"], published.sww, agreement, 1 / 3),
     Recipe("mlperf-ad", "autoencoder, MLPerf Tiny", "keras-h5", published.PATHS["ad"], published.ad, explained, 0.0),
+    Recipe("mlperf-ic-tflite", "ResNet-8, MLPerf's TFLite", "tflite", published.PATHS["ic-tflite"], published.ic, top1, TENTH),
     Recipe(
         "sound-dscnn", "DS-CNN on MFCC", "keras", "keras_nets:dscnn", sounds.as_mfcc, top1, TENTH, epochs=35, roll=4,
     ),
@@ -47,8 +49,8 @@ MADE: Final = (
         epochs=40, rate=2e-3, roll=4,
     ),
     Recipe(
-        "sound-embedding", "embedding of length 1", "torch", "audio_nets:Embedding", sounds.as_mel_untold, retrieved, TENTH,
-        "logits", epochs=30, roll=4, roll_axis=2,
+        "sound-embedding", "embedding of length 1", "torch", "audio_nets:Embedding", sounds.as_mel, retrieved, TENTH,
+        "logits", epochs=30, roll=4, roll_axis=2, metric=f"{METRICS}:retrieved",
     ),
     Recipe(
         "sound-two-inputs", "spectrum and scalars", "onnx", "audio_nets:TwoInputs", sounds.as_stretched, top1, TENTH,
@@ -73,14 +75,20 @@ MADE: Final = (
     Recipe("photo-resnet", "ResNet", "savedmodel", "keras_nets:resnet", pictures.photos_last, top1, TENTH, epochs=10),
     Recipe(
         "scene-unet", "U-Net-like, masks", "onnx", "vision_nets:UNet", pictures.masks, overlap, 0.25, "mask", epochs=3,
+        metric=f"{METRICS}:overlap",
     ),
     Recipe(
         "scene-detector", "boxes joined with scores", "torch", "vision_nets:Detector", pictures.boxes, found, 0.01, "boxes",
-        epochs=10,
+        epochs=10, metric=f"{METRICS}:found",
     ),
     Recipe(
         "digit-autoencoder", "convolutional autoencoder", "keras-h5", "keras_nets:autoencoder", pictures.noisy_digits,
         explained, 0.0, epochs=25,
+    ),
+    Recipe("digit-sklearn-mlp", "perceptron", "sklearn", "sklearn_nets:mlp", pictures.flat_digits, top1, TENTH, epochs=1),
+    Recipe(
+        "digit-sklearn-pipeline", "PCA, logistic regression", "sklearn", "sklearn_nets:pipeline", pictures.flat_digits, top1,
+        TENTH, epochs=1,
     ),
     Recipe("digit-mlp", "dense layers", "keras", "keras_nets:mlp", pictures.flat_digits, top1, TENTH, epochs=60),
 )  # fmt: skip

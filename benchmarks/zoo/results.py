@@ -53,6 +53,8 @@ def _row(line: Line, cell: Cell) -> str:
         words += f"  {cell.metric} drop {cell.drop:+.2f}, at most {cell.upper95:.2f}"
     if cell.own_drop is not None:
         words += f"; own score {cell.own_drop:+.2f}"
+    if cell.repair is not None:
+        words += f"; {cell.repair}"
     if cell.silent is not None:
         words += f"  SILENT: {cell.silent}"
     return words + (f"  {cell.error}" if cell.error else "")
@@ -68,7 +70,7 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
     ratios = [cell.bytes / whole for line, cell in int8 if cell.bytes and (whole := _whole(line, cell))]
     return {
         "models": len(kept),
-        "pass_share": _share([cell for cell in cells if not _repaired(cell)], of=len(cells)),
+        "pass_share": _share([cell for cell in cells if not cell.kept_float], of=len(cells)),
         "pass_share_after_keep_float": _share(cells),
         "worst_drop": max((cell.drop for cell in cells if cell.drop is not None), default=None),
         "silent_failures": sum(cell.silent is not None for line in kept for cell in line.cells),
@@ -76,6 +78,7 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
         "pass_share_by_format": by_format,
         "artifacts_int8": len(cells),
         "not_passed": [f"{line.model} {cell.format}: {cell.status}" for line, cell in int8 if cell.status != "pass"],
+        "repaired": [f"{line.model} {cell.format}" for line, cell in int8 if cell.kept_float],
         "refused": refused,
         "codes": sorted({line.code for line in kept}),
     }
@@ -83,10 +86,6 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
 
 def _whole(line: Line, cell: Cell) -> int:
     return next((one.bytes for one in line.cells if one.format == cell.format and one.precision == "fp32"), 0)
-
-
-def _repaired(cell: Cell) -> bool:
-    return any(note.startswith("left float:") for note in cell.notes)
 
 
 def _share(cells: Sequence[Cell], of: int | None = None) -> float | None:

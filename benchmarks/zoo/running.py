@@ -38,7 +38,10 @@ SAME: Final = 0.1  # points that two computations of one metric may differ by: n
 
 @dataclass(slots=True)
 class Cell:
-    """One artifact: what the export said, and what the bare engine says (`own_…`, `None` where there is none)."""
+    """One artifact: what the export said, and what the bare engine says (`own_…`, `None` where there is none).
+
+    `kept_float` counts the operators that keep-float left in float, `repair` is its sentence; `None` if it was not needed.
+    """
 
     format: str
     precision: str
@@ -56,6 +59,8 @@ class Cell:
     own_drop: float | None = None
     error: str | None = None
     silent: str | None = None
+    kept_float: int = 0
+    repair: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,15 +91,17 @@ def code_digest() -> str:
 
 
 def run(recipe: Recipe, *, formats: str = FORMATS, precisions: str = PRECISIONS) -> Line:
-    facts = make(recipe)
+    facts, splits = make(recipe), recipe.splits()
     line = Line(recipe.name, recipe.digest(), code_digest(), facts["score"], recipe.chance, facts["parameters"], 0, 0.0, [])
     with tempfile.TemporaryDirectory(prefix="edgeml-zoo-") as out:
         started = time.monotonic()
+        splits.calibrate.write(Path(out) / "calibrate.npz")
+        splits.evaluate.write(Path(out) / "evaluate.npz")
         try:
             plan = make_plan(
-                recipe.source, to=formats, precision=precisions, out=out, calib=recipe.folder / "calibrate.npz",
-                evaluation=recipe.folder / "evaluate.npz", max_drop=BUDGET, name=recipe.name,
-                trust=recipe.kind == "torchscript",
+                recipe.source, to=formats, precision=precisions, out=Path(out) / "made", calib=Path(out) / "calibrate.npz",
+                evaluation=Path(out) / "evaluate.npz", max_drop=BUDGET, name=recipe.name,
+                trust=recipe.trusted, metric=recipe.metric,
             )  # fmt: skip
             exported = export(plan)
         except EdgemlError as refusal:
@@ -103,12 +110,14 @@ def run(recipe: Recipe, *, formats: str = FORMATS, precisions: str = PRECISIONS)
             return line
         line.wall_s, line.exit_code = round(time.monotonic() - started, 1), exported.exit_code
         line.cells = [_cell(one) for one in exported.report.artifacts]
-        _check(recipe, exported, line.cells)
+        _check(recipe, splits.evaluate, exported, line.cells)
     return line
 
 
 def _cell(one: ArtifactReport) -> Cell:
     cell = Cell(one.format, one.precision, one.status, one.bytes, error=one.error, notes=list(one.notes))
+    if one.repair is not None:
+        cell.kept_float, cell.repair = one.repair.kept, one.repair.sentence
     if one.parity is not None:
         cell.agreement, cell.max_abs, cell.rms = one.parity.top1_agreement, one.parity.max_abs, one.parity.rms
     if one.task is not None:
@@ -118,10 +127,10 @@ def _cell(one: ArtifactReport) -> Cell:
     return cell
 
 
-def _check(recipe: Recipe, exported: Exported, cells: list[Cell]) -> None:
+def _check(recipe: Recipe, samples: Samples, exported: Exported, cells: list[Cell]) -> None:
     if exported.bundle is None:
         return
-    samples, source = recipe.splits().evaluate, source_answers(recipe)[0]
+    source = source_answers(recipe)[0]
     before = recipe.score(source, samples, source)
     bundle = open_bundle(exported.bundle)
     packed: dict[tuple[str, str], Artifact] = {(one.format, one.precision): one for one in bundle.manifest.artifacts}

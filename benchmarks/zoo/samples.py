@@ -19,14 +19,12 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 class Samples:
     """`n` samples: `inputs[name]` is (n, *sample shape), `labels` (n, ...) classes or targets, `None` if nobody knows them.
 
-    `told` says whether an export is given the labels as `y`: class numbers beside an output that holds no class scores would
-    be taken for what they are not. `origins` are digests of the recordings and pictures that the samples were made from.
+    `origins` are digests of the recordings and pictures that the samples were made from.
     """
 
     inputs: dict[str, Array]
     labels: Array | None
     origins: frozenset[str] = field(default_factory=frozenset)
-    told: bool = True
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -35,9 +33,13 @@ class Samples:
         """One digest of each sample's inputs, by content."""
         return {digest(*(values[index] for values in self.inputs.values())) for index in range(len(self))}
 
+    def first(self, count: int) -> Samples:
+        labels = None if self.labels is None else self.labels[:count]
+        return Samples({name: values[:count] for name, values in self.inputs.items()}, labels, self.origins)
+
     def write(self, path: Path) -> None:
         """As `edgeml export` reads it."""
-        labels = {"y": self.labels} if self.labels is not None and self.told else {}
+        labels = {"y": self.labels} if self.labels is not None else {}
         np.savez(path, **self.inputs, **labels)  # type: ignore[arg-type]  # numpy types the keywords as its own flag
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.zoo import metrics
 from benchmarks.zoo.samples import Samples
 from edgeml.runtime.backends import Array
 
@@ -22,7 +23,7 @@ def top1(got: Array, samples: Samples, _: Array) -> Array:
 
 def agreement(got: Array, _: Samples, source: Array) -> Array:
     """1 where the largest score is the source's."""
-    return np.asarray(got.reshape(len(got), -1).argmax(axis=1) == source.reshape(len(got), -1).argmax(axis=1), np.float64)
+    return np.asarray(got.reshape(len(got), -1).argmax(axis=1) == source.reshape(len(source), -1).argmax(axis=1), np.float64)
 
 
 def explained(got: Array, samples: Samples, _: Array) -> Array:
@@ -33,31 +34,15 @@ def explained(got: Array, samples: Samples, _: Array) -> Array:
 
 
 def overlap(got: Array, samples: Samples, _: Array) -> Array:
-    """Intersection over union of the mask above a half."""
-    mine, truth = got.reshape(len(got), -1) > 0.5, _labels(samples).reshape(len(got), -1) > 0.5
-    return np.asarray((mine & truth).sum(axis=1) / np.maximum(1, (mine | truth).sum(axis=1)), np.float64)
+    return metrics.overlap({"mask": got}, _labels(samples))
 
 
 def found(got: Array, samples: Samples, _: Array) -> Array:
-    """1 where the best-scored cell names the digit, and its box overlaps the true one by half: (n, 4 + 10, cells)."""
-    labels = _labels(samples)
-    scores = got[:, 4:]
-    cell = scores.max(axis=1).argmax(axis=1)
-    each = np.arange(len(got))
-    box, digit = got[each, :4, cell], scores[each, :, cell].argmax(axis=1)
-    low, high = np.maximum(box[:, :2], labels[:, :2]), np.minimum(box[:, 2:], labels[:, 2:4])
-    both = np.prod(np.clip(high - low, 0, None), axis=1)
-    areas = [np.prod(np.clip(one[:, 2:4] - one[:, :2], 0, None), axis=1) for one in (box, labels)]
-    return np.asarray((digit == labels[:, 4]) & (both > 0.5 * (areas[0] + areas[1] - both)), np.float64)
+    return metrics.found({"cells": got}, _labels(samples))
 
 
 def retrieved(got: Array, samples: Samples, _: Array) -> Array:
-    """1 where the nearest other sample, by cosine, has the same label."""
-    unit = got / np.maximum(np.linalg.norm(got, axis=1, keepdims=True), 1e-12)
-    near = unit @ unit.T
-    np.fill_diagonal(near, -2)
-    labels = _labels(samples)
-    return np.asarray(labels[near.argmax(axis=1)] == labels, np.float64)
+    return metrics.retrieved({"direction": got}, _labels(samples))
 
 
 def _labels(samples: Samples) -> Array:

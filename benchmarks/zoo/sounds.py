@@ -54,13 +54,13 @@ def _second(sound: Array) -> Array:
     return np.pad(wave, (before, LENGTH - len(wave) - before))
 
 
-def splits(feature: Feature, *, told: bool = True) -> Splits:
+def splits(feature: Feature) -> Splits:
     """The recordings as `feature` makes inputs of waves (n, LENGTH)."""
     waves, label, index, origins, _ = recordings()
 
     def part(chosen: range) -> Samples:
         at = np.flatnonzero(np.isin(index, chosen))
-        return Samples(feature(waves[at]), label[at], frozenset(origins[i] for i in at), told)
+        return Samples(feature(waves[at]), label[at], frozenset(origins[i] for i in at))
 
     return Splits(part(TRAIN), part(CALIBRATE), part(EVALUATE))
 
@@ -71,10 +71,6 @@ def as_waves() -> Splits:
 
 def as_mel() -> Splits:
     return splits(mel)
-
-
-def as_mel_untold() -> Splits:
-    return splits(mel, told=False)
 
 
 def as_mel_rows() -> Splits:

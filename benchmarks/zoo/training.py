@@ -1,4 +1,4 @@
-"""Makes a recipe's folder: its source file, the samples an export is given, and what the source answers to them."""
+"""Makes a recipe's folder: its source file, and what the source answers to the evaluation samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.zoo import keras_training, torch_training
+from benchmarks.zoo import keras_training, sklearn_training, torch_training
 from benchmarks.zoo.recipe import TORCH, Recipe
 from edgeml.runtime.backends import Array
 
@@ -42,10 +42,10 @@ def _make(recipe: Recipe, place: Path) -> None:
     splits = recipe.splits()
     if recipe.kind in TORCH:
         answers, parameters = torch_training.make(recipe, splits, place)
+    elif recipe.kind == "sklearn":
+        answers, parameters = sklearn_training.make(recipe, splits, place)
     else:
         answers, parameters = keras_training.make(recipe, splits, place)
-    splits.calibrate.write(place / "calibrate.npz")
-    splits.evaluate.write(place / "evaluate.npz")
     np.savez(place / "answers.npz", *answers)
     value = float(recipe.score(answers[0], splits.evaluate, answers[0]).mean())
     facts = {"name": recipe.name, "score": value, "chance": recipe.chance, "parameters": parameters}

@@ -139,12 +139,12 @@ class VisionTransformer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two steps down, two up by transposed convolution and by interpolation, with skips: (batch, 3, 48, 48) to a mask."""
+    """Two steps down, two up by transposed convolution and by interpolation, with skips: (batch, 3, 32, 32) to a mask."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = _twice(3, 12), _twice(12, 24), _twice(24, 40)
-        self.up = nn.ConvTranspose2d(40, 24, 2, 2)
+        self.a, self.b, self.c = _twice(3, 12), _twice(12, 24), _twice(24, 48)
+        self.up = nn.ConvTranspose2d(48, 24, 2, 2)
         self.d, self.e = _twice(48, 24), _twice(36, 12)
         self.head = nn.Conv2d(12, 1, 1)
 
@@ -158,7 +158,7 @@ class UNet(nn.Module):
 
     @staticmethod
     def example() -> tuple[Tensor, ...]:
-        return (torch.zeros(1, 3, 48, 48),)
+        return (torch.zeros(1, 3, 32, 32),)
 
 
 def _twice(taken: int, given: int) -> nn.Sequential:
