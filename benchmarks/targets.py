@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.int8_peers import found as find_folder
+from benchmarks.zoo.samples import need
 from edgeml.exporter.pipeline import Exported, export
 from edgeml.exporter.plan import make_plan
 from edgeml.exporter.target.micro import Micro, make_micro
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(model.name for model in MODELS))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    models, data = find_folder("mlperf-tiny"), find_folder("data")
+    models, data = need("mlperf-tiny"), need("kws01.npz").parent
     rows = []
     for model in MODELS:
         if model.name in options.models.split(","):
