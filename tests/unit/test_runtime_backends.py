@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -143,3 +145,28 @@ def test_a_model_package_cannot_write_outside_itself(tmp_path: Path, name: str) 
 def test_a_model_package_is_unpacked_whole(tmp_path: Path) -> None:
     unpack(packed("Manifest.json", "Data/com.apple.CoreML/model.mlmodel"), tmp_path / "m.mlpackage")
     assert (tmp_path / "m.mlpackage" / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes() == b"x"
+
+
+def test_an_encoder_in_float16_does_not_kill_the_process(tmp_path: Path) -> None:
+    """In a process of its own: without the backend's exception ONNX Runtime 1.32 ends in SIGSEGV while it loads this."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+        agraph (float16[n, 3, 2] x, float16[2, 2] weights, float16[2] scale) => (float16[3, n, 2] y) {
+          normal = LayerNormalization(x, scale)
+          turned = Transpose<perm = [1, 0, 2]>(normal)
+          y = MatMul(turned, weights)
+        }""")
+    for name, values in (("weights", [[1, 2], [3, 4]]), ("scale", [1, 1])):  # the parser knows no literals of float16
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.float16), name))
+    del model.graph.input[1:]
+    onnx.save(model, tmp_path / "model.onnx")
+    code = (
+        "import sys; import numpy as np; from edgeml.runtime.backends import EngineOptions, opener;"
+        "backend = opener('onnx')(open(sys.argv[1], 'rb').read(), EngineOptions());"
+        "print(backend.run([np.array([[[0, 1], [1, 0], [0, 2]]], np.float16)])[0].reshape(-1).tolist())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.onnx")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    # each row (a, b) becomes (-1, 1) or (1, -1), up to its epsilon: times the weights that is (2, 2) or (-2, -2)
+    assert np.allclose(json.loads(ended.stdout), [2, 2, -2, -2, 2, 2], atol=0.01)

@@ -35,6 +35,9 @@ _DTYPES: Final = {
     "tensor(uint32)": "uint32", "tensor(int64)": "int64", "tensor(uint64)": "uint64", "tensor(bool)": "bool",
 }  # fmt: skip
 _QUANTIZED: Final = re.compile(rb"QuantizeLinear|QLinear|MatMulInteger|ConvInteger")  # operator names, as stored
+# 1.32 dies of SIGSEGV while it optimizes LayerNormalization, Transpose, MatMul in float16 (the encoder of any transformer).
+_CRASHING: Final = ["MatmulTransposeFusion"]
+_NORMALIZES: Final = b"LayerNormalization"
 _NOT_A_MODEL: Final = (
     "INVALID_PROTOBUF",
     "INVALID_GRAPH",
@@ -99,7 +102,8 @@ def open_onnx(model: bytes, options: EngineOptions) -> Backend:
     usable = usable_providers(options.providers, onnxruntime.get_available_providers())
     named = [(_PROVIDERS[provider], _provider_options(provider)) for provider in usable]
     try:
-        session = onnxruntime.InferenceSession(model, _settings(onnxruntime, model, options), providers=named)
+        settings, left_out = _settings(onnxruntime, model, options), _CRASHING if _NORMALIZES in model else []
+        session = onnxruntime.InferenceSession(model, settings, providers=named, disabled_optimizers=left_out)
     except Exception as error:  # the engine raises classes of its own, straight under Exception
         message = one_line(error)
         if any(word in message for word in _NOT_A_MODEL):
