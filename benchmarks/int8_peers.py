@@ -192,7 +192,7 @@ def text(row: Row) -> str:
 
 def summary(rows: Iterable[Row]) -> dict[str, Any]:
     """Per quantizer: over the models it was asked for; a drop counts only where there is a file that runs."""
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     kept = list(rows)
     for quantizer in FORMAT:
         mine = [row for row in kept if row.quantizer == quantizer and row.inapplicable is None]

@@ -1,0 +1,34 @@
+"""What is said of rivals: who was asked, who failed, and medians over what ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.int8_peers import Row, append, read, summary, text
+
+
+def row(model: str, quantizer: str, drop: float | None, **more: object) -> Row:
+    known = {} if drop is None else {"drop": drop, "upper95": drop + 0.5, "max": 0.1, "rms": 0.01, "wall_s": 1.0, "rss_mib": 9}
+    return Row(model, quantizer, "onnx", "code", **known, **more)  # type: ignore[arg-type]  # keywords of a test's own
+
+
+def test_a_rival_that_failed_counts_as_failed_and_not_in_the_medians() -> None:
+    rows = [row("a", "ort", 0.25), row("b", "ort", 0.75), row("c", "ort", None, failure="it does not run")]
+    told = summary(rows)["ort"]
+    assert (told["models"], told["failures"], told["median_drop"], told["worst_drop"]) == (3, 1, 0.5, 0.75)
+    assert told["within_a_point"] == 1
+
+
+def test_a_rival_that_takes_no_such_source_is_neither_failed_nor_counted() -> None:
+    rows = [row("a", "tflite-converter", 0.1), row("b", "tflite-converter", None, inapplicable="it takes Keras models alone")]
+    assert summary(rows)["tflite-converter"]["models"] == 1
+    assert summary(rows[1:])["tflite-converter"] == {"not_asked": "it takes Keras models alone"}
+    assert "not asked" in text(rows[1])
+
+
+def test_the_newest_row_of_a_model_and_rival_counts(tmp_path: Path) -> None:
+    for drop in (3.0, 0.5):
+        append(row("a", "ort", drop), tmp_path / "rows.jsonl")
+    append(row("a", "olive", 0.1), tmp_path / "rows.jsonl")
+    known = read(tmp_path / "rows.jsonl")
+    assert {key: one.drop for key, one in known.items()} == {("a", "ort"): 0.5, ("a", "olive"): 0.1}
