@@ -69,7 +69,7 @@ def test_a_precision_that_one_format_lacks_is_left_out_there_and_noted() -> None
     assert plan.formats == ("onnx", "coreml")
     assert plan.precisions_of("onnx") == ("fp32", "int8-dynamic")
     assert plan.precisions_of("coreml") == ("fp32",)
-    assert plan.notes == ("int8-dynamic is left out for coreml, which does not have it.",)
+    assert plan.notes == ("coreml does not have int8-dynamic: left out.",)
 
 
 def test_a_format_that_is_left_with_nothing_is_not_converted() -> None:

@@ -40,24 +40,21 @@ def computes_in_half(format_: Format, precision: Precision) -> bool:
 
 
 def left_out(formats: Sequence[Format], precisions: Sequence[Precision]) -> tuple[str, ...]:
-    """A sentence for each precision that some of the formats lack.
+    """A sentence for each format that lacks some of the precisions.
 
     Raises:
         PlanError: a precision that none of the formats has.
     """
-    sentences = []
     for precision in precisions:
-        lacking = [format_ for format_ in formats if precision not in AVAILABLE[format_]]
-        if len(lacking) == len(formats):
+        if not any(precision in AVAILABLE[format_] for format_ in formats):
             others = " or ".join(format_ for format_, held in AVAILABLE.items() if precision in held)
             raise PlanError(
                 f"--precision {precision}: no format that was asked for has it",
                 expected="; ".join(f"{format_}: {','.join(AVAILABLE[format_])}" for format_ in formats),
                 hint=f"add {others} to --to" if others else "choose another precision",
             )
-        if lacking:
-            sentences.append(f"{precision} is left out for {' and '.join(lacking)}, which does not have it.")
-    return tuple(sentences)
+    lacking = {format_: [p for p in precisions if p not in AVAILABLE[format_]] for format_ in formats}
+    return tuple(f"{format_} does not have {', '.join(missing)}: left out." for format_, missing in lacking.items() if missing)
 
 
 def refuse_uncalibrated(formats: Sequence[Format], precisions: Sequence[Precision]) -> None:
