@@ -89,7 +89,7 @@ def large_input(model: Any) -> None:
 TFLITE: Final[dict[str, Hostile]] = {
     "cut short": Hostile(holds("m.tflite", tflite_model()[:400]), EXPORT, 2, "truncated or damaged"),
     "a root behind the file": Hostile(patched(0, "<I", 2**31), EXPORT, 2, "truncated or damaged"),
-    "400 million tables in 160 kB": Hostile(holds("m.tflite", shared_tables(20_000)), EXPORT, 2, "share their bytes"),
+    "25 million tables in 40 kB": Hostile(holds("m.tflite", shared_tables(5_000)), EXPORT, 2, "share their bytes"),
     "no graph": Hostile(changed(no_graphs), EXPORT, 2, "it has no graph"),
     "an input that is not there": Hostile(changed(far_input), EXPORT, 2, "m.tflite"),
     "an operand that is not there": Hostile(changed(far_operand), EXPORT, 2, "m.tflite"),

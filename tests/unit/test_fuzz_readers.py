@@ -32,7 +32,7 @@ from edgeml.wire.errors import EdgemlError
 from edgeml.wire.packed import DIGEST, MANIFEST, digest_file
 from tests.unit.bundles import make_bundle, onnx_int8_model, onnx_model, tflite_model
 
-EXAMPLES: Final = int(os.environ.get("EDGEML_FUZZ_EXAMPLES", "120"))
+EXAMPLES: Final = int(os.environ.get("EDGEML_FUZZ_EXAMPLES", "60"))
 FUZZ: Final = settings(
     max_examples=EXAMPLES,
     deadline=None,
