@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edgeml.exporter.parity.classes import ClassDrop, ClassEvidence, Confusion
 from edgeml.exporter.report import ArtifactReport, Latency, Report, Stage, to_json, verdict_of, write_report
 from edgeml.exporter.report import text as words
 from edgeml.exporter.report.html import snippet, to_html
-from edgeml.exporter.report.plots import size_accuracy
+from edgeml.exporter.report.plots import size_accuracy, time_accuracy
 from edgeml.exporter.report.structs import Repair, SetTried
 from edgeml.exporter.report.terminal import plain_lines, print_report
 from edgeml.wire.errors import EnvironmentProblem
@@ -166,6 +167,42 @@ def test_the_page_is_well_formed_and_loads_and_runs_nothing() -> None:
     assert not {"script", "link", "img", "iframe"} & set(parsed.seen)
     assert "@import" not in to_html(REPORT)
     assert "url(" not in to_html(REPORT)
+
+
+def test_sizes_stand_at_a_glance_by_format_and_precision() -> None:
+    tables = to_html(REPORT).split("<table")
+    glance = next(table for table in tables if table.startswith(' class="glance"'))
+    assert re.findall(r"<th>([^<]*)</th>", glance) == ["", "fp32", "fp16", "int8", "ONNX", "Core ML"]
+    cells = [re.sub(r"<[^>]*>", " ", cell).split() for cell in re.findall(r"<td>(.*?)</td>", glance)]
+    assert [cell[:2] for cell in cells[:3]] == [["99.4", "kB"], ["51.2", "kB"], ["48.1", "kB"]]
+    assert cells[3:] == [[words.NOTHING], [words.NOTHING], ["fail"]]
+
+
+def test_one_format_or_one_precision_needs_no_glance() -> None:
+    assert 'class="glance"' not in to_html(msgspec.structs.replace(REPORT, artifacts=REPORT.artifacts[:3]))
+
+
+def test_time_is_drawn_of_what_a_devices_engine_ran() -> None:
+    verified = REPORT.artifacts[:3]
+    emulated = msgspec.structs.replace(
+        verified[1], format="coreml", parity=Parity("pass", "emulated", 800, 1e-3, 1e-4, 1.0), latency=Latency(1.0, 1.0, 9)
+    )
+    drawn = time_accuracy((*verified, emulated))
+    assert drawn.count("<title>") == 3
+    assert "Core ML" not in drawn
+    assert size_accuracy((*verified, emulated)).count("<title>") == 4
+
+
+def test_warnings_come_before_figures_and_are_said_once() -> None:
+    warned = msgspec.structs.replace(
+        REPORT,
+        warnings=("onnx int8: too few samples",),
+        artifacts=(*REPORT.artifacts[:2], msgspec.structs.replace(REPORT.artifacts[2], notes=("too few samples", "rounded"))),
+    )
+    shown = to_html(warned)
+    assert shown.count("too few samples") == 1
+    assert shown.index("too few samples") < shown.index("<h2>Artifacts</h2>")
+    assert "ONNX int8: rounded" in shown
 
 
 def test_text_of_the_model_cannot_become_markup() -> None:
