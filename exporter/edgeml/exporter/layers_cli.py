@@ -138,9 +138,8 @@ def _print_difference(diff: Diff, *, every: bool) -> None:
     shown = (
         found.layers if every or len(found.layers) <= 60 else tuple(one for one in found.layers if one.tensor in found.worst)
     )
-    width = max((len(_short(layer.tensor)) for layer in shown), default=0)
-    width = max(width, len("tensor of A"))
-    other = max((len(_short(layer.other)) for layer in shown), default=6)
+    width = max(len("tensor of A"), *(len(_short(layer.tensor)) for layer in shown)) if shown else 11
+    other = max(len("of B"), *(len(_short(layer.other)) for layer in shown)) if shown else 4
     print(
         f"  {'tensor of A':<{width}}  {'of B':<{other}}  {'precision':<9}  {'by':<5}  {'snr':>7}  {'own':>7}  {'cosine':>8}"
         "  max/range"

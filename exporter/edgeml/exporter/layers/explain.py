@@ -49,7 +49,7 @@ def lines(operators: Sequence[Operator], found: Difference | None, kept: Sequenc
     result = []
     for operator in operators:
         layer = layers.get(operator.name)
-        reason = reasons.get(layer.tensor) if layer is not None else None
+        reason = reasons.get(layer.tensor if layer is not None else operator.name)
         why = None
         if reason is not None:
             why = f"alone costs {share_of(reason.error)} of the outputs' deviation; {reason.extra_bytes:+,} bytes"
