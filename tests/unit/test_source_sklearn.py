@@ -189,7 +189,7 @@ def test_a_factory_may_build_an_estimator_and_draws_the_same_numbers_each_time(t
     (tmp_path / "build.py").write_text(FACTORY)
     ref = locate(f"{tmp_path}/build.py:drawn")
     first = msgspec.convert(torch_source.describe(msgspec.to_builtins(ref)), SourceModel)
-    factory.build.cache_clear()
+    factory._build.cache_clear()
     source.load.cache_clear()
     assert first.kind == "sklearn-py"
     assert msgspec.convert(torch_source.describe(msgspec.to_builtins(ref)), SourceModel) == first

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from edgeml.exporter.axes import fixed_axes
 from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.stored import map_arrays
 from edgeml.exporter.contents import contents
@@ -73,6 +74,8 @@ class Trial(msgspec.Struct, frozen=True):
     post: PostProcessing | None = None  # of the source's own answers
     defer: DeferGoal | None = None
     whole: bool = False  # int8 of TFLite computes nothing in float, as microcontrollers want it
+    steps: int = 1  # consecutive samples that are one sequence
+    second: tuple[str, str] | None = None  # inputs and the source's outputs with named axes of another size
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -130,6 +133,7 @@ def judge(
         latency = _latency(session, samples, asked.signature)
         if precision == "fp32":
             _check_stacked(session, samples, got)
+        notes = [*notes, *_check_sizes(session, asked, bindings[0], precision)]
     parity = compare(
         reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
         exact=_exact(file, samples, asked.signature) if precision in INTEGERS and format != "coreml" else None,
@@ -254,7 +258,7 @@ def _open(format_: Format) -> tuple[OpenBackend, Where]:
 def _samples(trial: Trial) -> Samples:
     inputs = read_arrays(trial.samples, names(trial.signature.inputs))
     labels = None if trial.labels is None else np.load(trial.labels, allow_pickle=False)
-    return make_samples(inputs, labels)
+    return make_samples(inputs, labels, steps=trial.steps)
 
 
 def feeds_of(trial: Trial, bindings: tuple[Binding, ...]) -> Feeds | None:
@@ -281,6 +285,28 @@ def _exact(file: ModelFile, samples: Samples, signature: Signature) -> Mapping[s
             return answers(session.run, samples, signature)
     except EdgemlError:
         return None  # kernels that cannot run it have no error to tell apart
+
+
+def _check_sizes(session: Session, trial: Trial, inputs: tuple[Binding, ...], precision: Precision) -> list[str]:
+    """Named axes must take another size too, unless the artifact has them at one size: then a note says so.
+
+    Raises:
+        ParityError: it answers otherwise than the source there.
+    """
+    if trial.second is None:
+        return []
+    if fixed := fixed_axes(trial.signature, inputs):
+        return [f"axis {name!r} is fixed at {size}, the samples' size" for name, size in fixed.items()]
+    given = make_samples(read_arrays(trial.second[0], names(trial.signature.inputs)))
+    wanted = read_arrays(trial.second[1], names(trial.signature.outputs))
+    got = answers(session.run, given, trial.signature)
+    for name, values in wanted.items():
+        if precision == "fp32" and (got[name].shape != values.shape or max_abs(values, got[name]) > FLOAT_LIMIT):
+            raise ParityError(
+                f"output {name!r} at another size of the named axes is not the source's", hint="a converter froze it"
+            )
+    shapes = ", ".join(f"{name!r} {tuple(values.shape[1:])}" for name, values in given.inputs.items())
+    return [f"also run at another size of its named axes: {shapes}"]
 
 
 def _check_stacked(session: Session, samples: Samples, got: Mapping[str, Array]) -> None:

@@ -44,6 +44,9 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
     signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel or TFLite file.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="INPUT=OUTPUT: a state that is handed from call to call; samples are sequences.")
+    ] = None,
     repair_time: Annotated[
         float, typer.Option(help="Seconds to look for the fewest layers to leave float where a budget is missed; 0: do not.")
     ] = REPAIR_TIME_S,
@@ -61,7 +64,8 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     plan = make_plan(
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
-        memory_limit_gib=memory_limit, cache=not no_cache, ranges=ranges, signature=signature, metric=metric,
+        memory_limit_gib=memory_limit, cache=not no_cache, ranges=ranges, signature=signature,
+        states=state or (), metric=metric,
         repair_time_s=repair_time, defer=defer,
     )  # fmt: skip
     try:

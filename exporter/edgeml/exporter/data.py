@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from edgeml.exporter.calibrate.samples import sample_warnings
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.samples import Samples, load_samples, make_samples
+from edgeml.exporter.sequences import from_zero, load_sequences
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import PlanError
 from edgeml.wire.manifest import Signature, TensorSpec
 
 DRAWN: Final = 64  # samples of noise when none are given
+DRAWN_STEPS: Final = 8  # that are one sequence, where a model has states
 DRAWN_LIMIT_BYTES: Final = 1 << 30  # of them, for one input
 
 
@@ -30,6 +33,11 @@ class Data:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def replaced(self, made: Mapping[str, Samples]) -> Data:
+        """The same sets as others, by their digests."""
+        sets = (None if one is None else made[one.sha256] for one in (self.calibration, self.evaluation))
+        return Data(made[self.judging.sha256], *sets, self.notes, self.warnings)
+
 
 def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = ()) -> Data:
     """Load what the plan names. Labels that are among `classes` become their positions there.
@@ -39,15 +47,23 @@ def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = (
     """
     own = plan.metric.kind == "call"  # a function takes what labels it likes
     numbers = () if own else classes
-    calibration = _numbered(load_samples(plan.calib, signature, any_labels=own), numbers) if plan.calib else None
-    evaluation = _numbered(load_samples(plan.evaluation, signature, any_labels=own), numbers) if plan.evaluation else None
+
+    def read(path: Path) -> Samples:
+        if signature.states:
+            return load_sequences(path, signature)
+        return _numbered(load_samples(path, signature, any_labels=own), numbers)
+
+    calibration = read(plan.calib) if plan.calib else None
+    evaluation = read(plan.evaluation) if plan.evaluation else None
     if evaluation is not None:
         warnings = sample_warnings(calibration, evaluation) if calibration is not None else ()
         return Data(evaluation, calibration, evaluation, warnings=warnings)
     if calibration is not None:
         notes = ("Judged on the calibration samples: no evaluation samples were given.",)
         return Data(calibration, calibration, None, notes, sample_warnings(calibration, None))
-    noise = make_samples({spec.name: _draw(spec, plan.seed + index) for index, spec in enumerate(signature.inputs)})
+    drawn = {spec.name: _draw(spec, plan.seed + index) for index, spec in enumerate(signature.inputs)}
+    given = {name: values for name, values in drawn.items() if name not in signature.states}
+    noise = from_zero(given, signature, DRAWN_STEPS if signature.states else 1)
     return Data(noise, None, None, (f"Judged on {DRAWN} samples of noise: no samples were given.",))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.artifact import Trial
+from edgeml.exporter.axes import Ask, at_another_size, free_sizes
 from edgeml.exporter.cache import Cache, default_cache
 from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.extras import require
@@ -32,6 +33,7 @@ from edgeml.exporter.progress import Progress, Silent
 from edgeml.exporter.reference import make_reference
 from edgeml.exporter.report.structs import Report, Stage, verdict_of
 from edgeml.exporter.report.write import write_report
+from edgeml.exporter.sequences import run_sequences, with_states
 from edgeml.exporter.source import SourceModel, SourceRef, locate
 from edgeml.exporter.source.model import check_signature, fingerprint, names, read_arrays, write_arrays
 from edgeml.exporter.step import Step
@@ -75,7 +77,7 @@ def export(plan: ExportPlan, progress: Progress | None = None, *, command: str =
         with ExitStack() as stack:
             run = _Run(plan, stack.enter_context(work_folder()), progress or Silent(), stack)
             model = run.read_source()
-            data = read_data(plan, model.signature, model.classes)
+            data = run.settle(model, read_data(plan, model.signature, model.classes))
             subject = run.subject(model, data, run.reference(model, data))
             made = run.artifacts(subject.trial)
             return run.write(subject, made, run.manifest(subject, made), command)
@@ -94,6 +96,7 @@ class _Run:
         (folder / "blobs").mkdir()
         self.cache = default_cache() if plan.cache else Cache(None)
         self.known = ""  # the source's fingerprint, once it was read
+        self.second: tuple[str, str] | None = None  # samples of another size, and the source's answers, where axes are free
         self.calibrated = ""  # the calibration samples' sha256, once they were
         example = plan.calib or plan.evaluation
         self.stored: Precision = "fp32"  # what the source's own tensors hold
@@ -119,6 +122,7 @@ class _Run:
                 source=msgspec.to_builtins(self.ref),
             )  # fmt: skip
             model = msgspec.convert(described, SourceModel)
+            model = msgspec.structs.replace(model, signature=with_states(model.signature, dict(self.plan.states)))
             check_signature(model.signature)
             step.note = f"{model.kind}, {model.bytes:,} bytes{from_cache(kept)}"
         if not kept and set(self.plan.precisions) != {"fp32"}:
@@ -129,6 +133,38 @@ class _Run:
             self.ref = msgspec.structs.replace(self.ref, kind=model.kind)
             require(self.ref.family, self.plan.formats, self.plan.precisions)
         return model
+
+    def settle(self, model: SourceModel, data: Data) -> Data:
+        """What only the source knows of the samples: the states in sequences. Named axes get the samples' sizes."""
+        sets = [one for one in (data.judging, data.calibration, data.evaluation) if one is not None]
+        sizes = free_sizes(model.signature, *sets)
+        self.ref = msgspec.structs.replace(self.ref, sizes=tuple(sizes.items()))
+        if model.signature.states:
+            with self.step("run the sequences") as step:
+                ran = {one.sha256: run_sequences(self._asker(model), one, model.signature) for one in sets}
+                step.note = f"{data.judging.steps} steps each"
+            data = data.replaced(ran)
+        if sizes:
+            with self.step("run the source at another size"):
+                inputs, outputs = at_another_size(self._asker(model), data.judging, model.signature, sizes)
+            self.second = (str(self.folder / "second.npz"), str(self.folder / "second_reference.npz"))
+            write_arrays(self.second[0], [inputs[name] for name in names(model.signature.inputs)])
+            write_arrays(self.second[1], [outputs[name] for name in names(model.signature.outputs)])
+        return data
+
+    def _asker(self, model: SourceModel) -> Ask:
+        """What the source answers to arrays of samples."""
+        given, gotten = self.folder / "asked.npz", self.folder / "answered.npz"
+
+        def ask(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            write_arrays(given, [inputs[name] for name in names(model.signature.inputs)])
+            self.source.call(
+                f"{JOBS}.source.{self.ref.family}:reference",
+                source=msgspec.to_builtins(self.ref), inputs=str(given), out=str(gotten),
+            )  # fmt: skip
+            return read_arrays(gotten, names(model.signature.outputs))
+
+        return ask
 
     def _depends(self, **more: object) -> dict[str, object] | None:
         """What a job on the source depends on."""
@@ -174,6 +210,7 @@ class _Run:
         if data.judging.labels is not None:
             labels = str(self.folder / "labels.npy")
             np.save(labels, data.judging.labels)
+        outputs = {name: values for name, values in outputs.items() if name not in model.signature.states.values()}
         task = self._task(data, outputs)
         scores = class_output(outputs) if task == "classify" else None
         if task == "classify" and scores is None:
@@ -194,6 +231,8 @@ class _Run:
             metric=self.plan.metric,
             defer=self.plan.defer,
             whole=self.plan.target is not None and self.plan.target.whole,
+            steps=data.judging.steps,
+            second=self.second,
         )
         self._rehearse(trial, outputs, data)
         if self.plan.defer is not None:

@@ -6,6 +6,7 @@ plan = make_plan("kws.h5", to="onnx,tflite", precision="fp32,int8", calib="calib
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast, get_args
@@ -70,6 +71,7 @@ class ExportPlan:
     memory_limit_gib: float = 8.0  # four times the largest converter measured, with TensorFlow and torch in one process
     cache: bool = True
     signature: str | None = None
+    states: tuple[tuple[str, str], ...] = ()
     metric: Metric = AUTO
     repair_time_s: float = REPAIR_TIME_S
     target: Preset | None = None
@@ -98,6 +100,7 @@ class ExportPlan:
             "max_drop": "any" if self.max_drop is None else f"{self.max_drop:g}",
             "task": self.task,
             **({"signature": self.signature} if self.signature is not None else {}),
+            **({"states": ",".join(f"{given}={made}" for given, made in self.states)} if self.states else {}),
             "metric": self.metric.name,
             **({} if self.target is None else {"target": self.target.name}),
             **({} if self.defer is None else {"defer": self.defer.text}),
@@ -125,6 +128,7 @@ def make_plan(
     memory_limit_gib: float = 8.0,
     cache: bool = True,
     signature: str | None = None,
+    states: Sequence[str] = (),
     metric: str = "auto",
     defer: str | None = None,
     ranges: str = "auto",
@@ -182,6 +186,7 @@ def make_plan(
         memory_limit_gib=memory_limit_gib,
         cache=cache,
         signature=signature,
+        states=_states(states),
         metric=measure,
         repair_time_s=repair_time_s,
         target=device,
@@ -189,6 +194,17 @@ def make_plan(
         defer=_goal(defer, evaluation),
         ranges=ranges,
     )
+
+
+def _states(told: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read "h_in=h_out", several of them separated by commas or given one by one."""
+    pairs = [part.partition("=") for text in told for part in text.split(",")]
+    states = tuple((given.strip(), made.strip()) for given, _, made in pairs)
+    if not all(given and made for given, made in states):
+        raise PlanError("--state", expected="INPUT=OUTPUT", got=repr(",".join(told)))
+    if len({given for given, _ in states}) < len(states) or len({made for _, made in states}) < len(states):
+        raise PlanError("--state names a tensor twice", got=repr(",".join(told)))
+    return states
 
 
 def _goal(text: str | None, evaluation: Path | str | None) -> DeferGoal | None:

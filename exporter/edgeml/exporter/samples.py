@@ -43,6 +43,7 @@ class Samples:
     inputs: dict[str, Array]
     labels: Array | None
     sha256: str
+    steps: int = 1
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -84,14 +85,14 @@ class Samples:
             yield digest.digest()
 
 
-def make_samples(inputs: Mapping[str, Array], labels: Array | None = None) -> Samples:
-    """Samples from arrays that are already as the signature wants them."""
+def make_samples(inputs: Mapping[str, Array], labels: Array | None = None, *, steps: int = 1) -> Samples:
+    """Samples from arrays that are already as the signature wants them, `steps` of them a sequence."""
     digest = hashlib.sha256()
     for name in sorted(inputs):
         _hash_array(digest, name, inputs[name])
     if labels is not None:
         _hash_array(digest, LABELS, labels)
-    return Samples(dict(inputs), labels, digest.hexdigest())
+    return Samples(dict(inputs), labels, digest.hexdigest(), steps)
 
 
 def load_samples(

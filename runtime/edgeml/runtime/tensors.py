@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class InputPlan:
     batched: bool
     sizes: tuple[tuple[int, int], ...]  # (axis, size) that are fixed
     names: tuple[tuple[int, str], ...]  # (axis, name) that must agree over all inputs
+    bound: tuple[tuple[int, int], ...]  # (axis, size) of named axes that this model file has at one size
     convert: Convert | None
 
     def check(self, array: Array, given: Array, axes: dict[str, int]) -> None:
@@ -42,6 +43,14 @@ class InputPlan:
         for axis, size in self.sizes:
             if shape[axis] != size:
                 raise self.misfit(given)
+        for axis, size in self.bound:
+            if shape[axis] != size:
+                raise InputError(
+                    f"input {self.spec.name!r}: axis {self.spec.shape[axis]!r}",
+                    expected=f"{size}, at which this artifact is fixed",
+                    got=str(shape[axis]),
+                    hint="give that size, or choose an artifact with free axes (ONNX)",
+                )
         for axis, name in self.names:
             size = shape[axis]
             if size == 0:
@@ -108,6 +117,7 @@ def plan_input(spec: TensorSpec, binding: Binding) -> InputPlan:
         batched=spec.has_batch,
         sizes=_sizes(spec),
         names=tuple((axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, str)),
+        bound=tuple(_bound(spec, binding)),
         convert=_chain(_input_steps(spec, binding)),
     )
 
@@ -115,6 +125,15 @@ def plan_input(spec: TensorSpec, binding: Binding) -> InputPlan:
 def plan_output(spec: TensorSpec, binding: Binding) -> OutputPlan:
     convert = _chain(_output_steps(spec, binding))
     return OutputPlan(spec, spec.name, binding.index, len(spec.shape), spec.has_batch, _sizes(spec), convert)
+
+
+def _bound(spec: TensorSpec, binding: Binding) -> Iterator[tuple[int, int]]:
+    if len(binding.shape) != len(spec.shape):
+        return
+    for axis, name in enumerate(spec.shape):
+        size = binding.shape[binding.permute.index(axis) if binding.permute is not None else axis]
+        if isinstance(name, str) and name != BATCH and isinstance(size, int):
+            yield axis, size
 
 
 def _sizes(spec: TensorSpec) -> tuple[tuple[int, int], ...]:

@@ -62,8 +62,14 @@ class TensorSpec(_Record, frozen=True):
 
 
 class Signature(_Record, frozen=True):
+    """What the application feeds and reads.
+
+    `states` (input -> output) are handed on: the output of one call is that input of the next, zeros begin.
+    """
+
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    states: dict[str, str] = {}
 
     @property
     def digest(self) -> str:

@@ -62,9 +62,10 @@ def from_tflite(source: dict[str, Any], out: str) -> list[str]:
     from edgeml.exporter.source.onnx import as_tuple_module, zeros
     from edgeml.exporter.source.tflite import load
 
-    model = load(msgspec.convert(source, SourceRef))
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
     module = as_tuple_module(tflite_to_onnx(model))
-    return _write(torch_to_coreml(module, zeros(model.signature)), model.signature, out)
+    return _write(torch_to_coreml(module, zeros(model.signature, dict(ref.sizes))), model.signature, out)
 
 
 def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:

@@ -18,7 +18,7 @@ from edgeml.exporter.convert.onnx_order import by_position, inner_graphs, settle
 from edgeml.exporter.extras import missing
 from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
-from edgeml.wire.manifest import BATCH, Signature
+from edgeml.wire.manifest import BATCH, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from edgeml.exporter.source.tflite import TfliteModel
@@ -40,7 +40,7 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
         raise MissingExtraError("tf2onnx", "keras") from error
     ref = msgspec.convert(source, SourceRef)
     model = load(ref)
-    function = frozen(ref, None if model.any_batch else 1)
+    function = frozen(ref, None if model.any_batch else 1, free=True)
     try:
         proto, _ = tf2onnx.convert.from_graph_def(
             function.graph.as_graph_def(),
@@ -65,13 +65,13 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     ref = msgspec.convert(source, SourceRef)
     model = load(ref)
     batch = torch.export.Dim(BATCH, min=1)
-    shapes = tuple({0: batch} if spec.has_batch else None for spec in model.signature.inputs)
+    shapes = tuple(_open_axes(torch, spec, batch) for spec in model.signature.inputs)
     try:
         program = torch.onnx.export(
             as_operators(model) if ref.kind == "torchscript" else model.module,
             model.example(2 if model.any_batch else 1),  # an example batch of 1 would be taken for a constant
             dynamo=True,
-            dynamic_shapes=(shapes,) if model.any_batch else None,
+            dynamic_shapes=(shapes,) if any(shapes) else None,
             external_data=False,
             verbose=False,
         )
@@ -80,6 +80,14 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     assert program is not None, "only an export to a file gives none"
     Path(out).write_bytes(canonical(program.model_proto, model.signature))
     return []
+
+
+def _open_axes(torch: Any, spec: TensorSpec, batch: Any) -> dict[int, Any] | None:
+    """Which axes stay open: the batch, and those that have a name."""
+    found = {
+        axis: batch if size == BATCH else torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if isinstance(size, str)
+    }
+    return (found if spec.has_batch or BATCH not in spec.shape else None) or None
 
 
 def from_onnx(source: dict[str, Any], out: str) -> list[str]:

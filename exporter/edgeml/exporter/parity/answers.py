@@ -19,13 +19,18 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 def answers(run: Run, samples: Samples, signature: Signature) -> dict[str, Array]:
     """`run` (a session's, say) on every sample by itself, as a device calls it: outputs (n, ...) without batch axes of 1.
 
+    Where samples are sequences, states are those that `run` itself gave the step before.
+
     Raises:
         ModelError: the model has no outputs.
     """
     rows: dict[str, list[Array]] = {spec.name: [] for spec in signature.outputs}
     if not rows:
         raise ModelError("the model has no outputs")
-    for feed in samples.feeds(signature):
+    got: Mapping[str, Array] = {}
+    for index, feed in enumerate(samples.feeds(signature)):
+        if index % samples.steps:
+            feed.update({given: got[made] for given, made in signature.states.items()})
         got = run(feed)
         for spec in signature.outputs:
             rows[spec.name].append(got[spec.name][0] if spec.has_batch else got[spec.name])

@@ -14,24 +14,27 @@ from edgeml.exporter.source.model import SourceRef
 from edgeml.wire.errors import ModelError
 
 
-@functools.lru_cache(maxsize=1)
 def build(source: SourceRef) -> Any:
     """Call the factory, once for each source; numpy's global generator is seeded for those that draw from it.
 
     Raises:
         ModelError: the file has no such function. What the function raises goes on as it is.
     """
-    path = Path(source.path).resolve()
+    return _build(Path(source.path).resolve(), source.factory or "", source.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _build(path: Path, name: str, seed: int) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"  # noqa: PT018 - one fact, two halves
     sys.path.insert(0, str(path.parent))
     code = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = code
-    np.random.seed(source.seed)  # noqa: NPY002 - what the user's code may draw from
+    np.random.seed(seed)  # noqa: NPY002 - what the user's code may draw from
     spec.loader.exec_module(code)
-    factory = code.__dict__.get(source.factory or "")
+    factory = code.__dict__.get(name)
     if not callable(factory):
-        raise ModelError(f"{path.name!r} has no function {source.factory!r}")
+        raise ModelError(f"{path.name!r} has no function {name!r}")
     return factory()
 
 

@@ -44,7 +44,7 @@ class SourceRef(msgspec.Struct, frozen=True):
     """A model on disk.
 
     `factory` names the callable of a Python file, `example` an .npz whose samples give shapes, `signature` one of several ways
-    to call the model.
+    to call the model, `sizes` the sizes that named axes have in the samples: formats that know no free axes are fixed to them.
     """
 
     path: str
@@ -54,6 +54,7 @@ class SourceRef(msgspec.Struct, frozen=True):
     example: str | None = None
     seed: int = 0
     signature: str | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
 
     @property
     def family(self) -> Family:

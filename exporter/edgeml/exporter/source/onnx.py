@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,23 +131,23 @@ def _name_batch(signature: Signature) -> Signature:
 def as_module(source: SourceRef) -> TorchModel:
     """The graph as a torch module, by our own importer, so that torch's converters take it."""
     model = load(source)
-    return TorchModel(model.signature, as_tuple_module(model.proto), zeros(model.signature), model.any_batch)
+    return TorchModel(
+        model.signature, as_tuple_module(model.proto), zeros(model.signature, dict(source.sizes)), model.any_batch
+    )
 
 
-def zeros(signature: Signature) -> tuple[Any, ...]:
-    """One sample of zeros for each input."""
+def zeros(signature: Signature, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    """One sample of zeros for each input, named axes having the given sizes."""
     import torch
 
-    return tuple(torch.zeros(_sizes(spec), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs)
+    return tuple(torch.zeros(_sizes(spec, sizes), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs)
 
 
-def _sizes(spec: TensorSpec) -> tuple[int, ...]:
-    if spec.has_batch:
-        return (1, *_sizes(msgspec.structs.replace(spec, shape=spec.shape[1:])))
-    free = [size for size in spec.shape if isinstance(size, str)]
-    if free:
-        raise UnsupportedError(f"input {spec.name!r} has free axes {free}", hint="fix every axis but the batch before export")
-    return tuple(size for size in spec.shape if isinstance(size, int))
+def _sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    known = {BATCH: 1, **sizes}
+    if free := [size for size in spec.shape if isinstance(size, str) and size not in known]:
+        raise UnsupportedError(f"input {spec.name!r} has free axes {free}", hint="give samples, which say their size")
+    return tuple(known[size] if isinstance(size, str) else size for size in spec.shape)
 
 
 def as_tuple_module(proto: Any) -> Any:

@@ -93,7 +93,7 @@ def load(source: SourceRef) -> SklearnModel:
 
 def _open(source: SourceRef) -> tuple[Any, tuple[str, ...]]:
     if source.factory is not None:
-        made = build(msgspec.structs.replace(source, kind="torch"))
+        made = build(source)
         return (made[0] if isinstance(made, tuple) else made), ()
     import joblib
 

@@ -36,6 +36,7 @@ from edgeml.exporter.source.model import (
     write_arrays,
 )
 from edgeml.exporter.source.pt2_code import SAFE_PICKLES, check_pt2
+from edgeml.exporter.source.torch_axes import of_factory, of_program, resized, with_free_axes
 from edgeml.runtime.backends import Array
 from edgeml.wire.canonical import encode_json, sha256_hex
 from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, PlanError, UnsupportedError
@@ -94,9 +95,9 @@ def load(source: SourceRef) -> TorchModel:
             os.environ.update(SAFE_PICKLES)  # of this worker, which has no other source
         torch = _torch()
         torch.manual_seed(source.seed)
-        module, examples = _open(torch, source)
+        module, examples, free = _open(torch, source)
         refuse_non_finite(_weights(module))
-        return describe_module(module, examples)
+        return _opened(torch, describe_module(module, examples), free, dict(source.sizes))
     except EdgemlError:
         raise
     except Exception as error:
@@ -106,13 +107,22 @@ def load(source: SourceRef) -> TorchModel:
         ) from error
 
 
-def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
+def _opened(torch: Any, model: TorchModel, free: Any, sizes: Mapping[str, int]) -> TorchModel:
+    """The model with its free axes named, its examples of the sizes that the samples have."""
+    names_ = names(model.signature.inputs)
+    axes = of_program(free, names_) if hasattr(free, "graph_signature") else of_factory(free, names_)
+    signature = with_free_axes(torch, model.module, model.examples, model.signature, axes)
+    return TorchModel(signature, model.module, resized(model.examples, signature, sizes), model.any_batch)
+
+
+def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...], Any]:
+    """(module, examples, what is said of free axes: an exported program, or a mapping)."""
     if source.kind == "torch":
         return _from_factory(torch, source)
     if source.kind == "torch-pt2":
         program = torch.export.load(source.path)
         arguments, keywords = program.example_inputs or ((), {})
-        return program.module(), (*arguments, *keywords.values())
+        return program.module(), (*arguments, *keywords.values()), program
     if not source.trust:
         raise pickle_refusal(Path(source.path))
     try:
@@ -124,7 +134,7 @@ def _open(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
             f"{Path(source.path).name!r} holds {_what(torch, module)}, not a module",
             hint="write a function that builds the module and loads this file into it, and give file.py:function",
         )
-    return module.eval(), _examples_from(torch, module, source)
+    return module.eval(), _examples_from(torch, module, source), {}
 
 
 def _what(torch: Any, found: Any) -> str:
@@ -133,16 +143,16 @@ def _what(torch: Any, found: Any) -> str:
     return f"a {type(found).__name__}"
 
 
-def _from_factory(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...]]:
+def _from_factory(torch: Any, source: SourceRef) -> tuple[Any, tuple[Any, ...], Any]:
     made = build(source)
-    module, examples = made if isinstance(made, tuple) else (made, None)
+    module, examples, free = (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
     if not isinstance(module, torch.nn.Module):
         expected = "a torch.nn.Module or a scikit-learn estimator"
         raise ModelError(f"{source.factory!r} built the wrong thing", expected=expected, got=type(module).__name__)
     module = module.eval()
     if examples is None:
-        return module, _examples_from(torch, module, source)
-    return module, tuple(examples.values()) if isinstance(examples, Mapping) else _as_tuple(examples)
+        return module, _examples_from(torch, module, source), free or {}
+    return module, tuple(examples.values()) if isinstance(examples, Mapping) else _as_tuple(examples), free or {}
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
