@@ -24,14 +24,6 @@ from edgeml.wire.errors import UnsupportedError
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "onnx-operators.md"
 
-# Cases that float arithmetic in another order cannot meet at the suite's tolerances, which are 1e-7 absolute near zero.
-ROUNDING = {
-    "test_attention_4d_causal_fp16": "one of 192 values is one fp16 step off",
-    "test_attention_4d_causal_fp16_expanded": "one of 192 values is one fp16 step off",
-    "test_dft_inverse": "1.9e-7 of noise expected where the exact answer is 0",
-    "test_dft_inverse_opset19": "1.9e-7 of noise expected where the exact answer is 0",
-}
-
 
 @dataclass
 class Outcome:
@@ -105,8 +97,7 @@ def outcome() -> Outcome:
 
 
 def test_every_case_of_a_supported_operator_passes() -> None:
-    unexpected = {name: why for name, why in outcome().failures.items() if name not in ROUNDING}
-    assert not unexpected
+    assert outcome().failures == {}
 
 
 def test_four_cases_in_five_on_plain_tensors_pass() -> None:
@@ -157,9 +148,6 @@ def _table(found: Outcome) -> str:
     )  # fmt: skip
     for name, row in sorted(found.by_operator.items()):
         text += f"| {name} | {row['passed']} | {row['unsupported']} | {row['failed']} |\n"
-    text += "\nFailed:\n\n"
-    for name, why in sorted(found.failures.items()):
-        text += f"- `{name}`: {ROUNDING.get(name, why)}\n"
     return text
 
 

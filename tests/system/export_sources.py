@@ -9,6 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeml.exporter.quantize.tflite import to_int8_tflite
+from edgeml.runtime.backends import EngineOptions, opener
+
 QUIET: Final = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
 KERAS: Final = """
@@ -114,6 +120,64 @@ def tuned():
         return Gain(float(file.read())), (torch.ones(1, 4),)
 
 
+class Frames(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.filter, self.mix = torch.nn.Conv1d(6, 16, 3, padding=1), torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        each = self.mix(torch.relu(self.filter(x.transpose(1, 2))).transpose(1, 2))
+        return {"each": each, "whole": torch.softmax(each.mean(1), -1)}
+
+
+def frames():
+    return Frames(), (torch.zeros(1, 8, 6),), {"x": {1: "frames"}}
+
+
+class Step(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.cell, self.mix = torch.nn.GRUCell(6, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, x, h):
+        h = self.cell(x, h)
+        return {"scores": torch.softmax(self.mix(h), -1), "h_out": h}
+
+
+def step():
+    return Step(), (torch.zeros(1, 6), torch.zeros(1, 16))
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.mix = torch.nn.Linear(6, 64)
+
+    def forward(self, x, gain):
+        return self.mix(x) * gain
+
+
+def scaled():
+    return Scaled(), (torch.zeros(6), torch.tensor(1.0))
+
+
+class Branch(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(8)
+        self.left, self.right = torch.nn.Linear(4, 64), torch.nn.Linear(4, 64)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.left(x), lambda x: torch.tanh(self.right(x)), (x,))
+
+
+def branch():
+    return Branch(), (torch.ones(1, 4),)
+
+
 def raises():
     raise RuntimeError("no weights here")
 
@@ -177,6 +241,76 @@ def build(folder: Path) -> Path:
             capture_output=True,
         )
     return folder
+
+
+MORE_KERAS: Final = """
+import keras
+import numpy as np
+import tensorflow as tf
+keras.utils.set_random_seed(2)
+layers = [keras.Input((8, 6), name="x"), keras.layers.GRU(16), keras.layers.Dense(4, activation="softmax")]
+keras.Sequential(layers).save("gru.keras")
+
+
+class Signed(tf.Module):
+    def __init__(self):
+        self.weight = tf.Variable(np.arange(256, dtype=np.float32).reshape(4, 64) / 256 - 0.5)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def once(self, x):
+        return {"y": x @ self.weight}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def doubled(self, x):
+        return {"y": 2.0 * (x @ self.weight)}
+
+
+signed = Signed()
+tf.saved_model.save(signed, "signed", signatures={"once": signed.once, "doubled": signed.doubled})
+"""
+
+MORE_TORCH: Final = """
+import torch
+from nets import branch
+net, example = branch()
+torch.onnx.export(net.eval(), example, dynamo=True, verbose=False).save("branch.onnx", external_data=False)
+"""
+
+
+def build_more(folder: Path) -> None:
+    """The sources and samples of the support table, beside those of `build`."""
+    for code in (MORE_KERAS, MORE_TORCH):
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])},
+            check=True,
+            capture_output=True,
+        )
+    write_samples(folder)
+    (folder / "small.tflite").write_bytes(_quantized((folder / "three.tflite").read_bytes(), folder / "image.npz"))
+
+
+def write_samples(folder: Path) -> None:
+    """Calibration samples of noise for each shape of input."""
+    generator = np.random.default_rng(0)
+
+    def noise(*shape: int) -> NDArray[np.float32]:
+        return generator.normal(size=(64, *shape)).astype(np.float32)
+
+    np.savez(folder / "image.npz", x=noise(8, 8, 1))
+    np.savez(folder / "rows.npz", x=noise(8, 6))
+    np.savez(folder / "plain.npz", x=noise(4))
+    np.savez(folder / "planes.npz", x=noise(1, 8, 8))
+    np.savez(folder / "sides.npz", left=noise(6), right=noise(6))
+    np.savez(folder / "tokens.npz", tokens=generator.integers(0, 20, (64, 5)), extra=noise(3))
+    np.savez(folder / "scaled.npz", x=noise(6), gain=noise())
+
+
+def _quantized(model: bytes, samples: Path) -> bytes:
+    with np.load(samples) as file:
+        feeds = {opener("tflite")(model, EngineOptions()).inputs[0].name: file["x"]}
+    return to_int8_tflite(model, feeds).model
 
 
 def hurt(source: Path, target: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgeml.exporter.importer.registry import Node, operator
+from edgeml.exporter.importer.elementwise import softmax_over
+from edgeml.exporter.importer.registry import Node, operator, torch_dtype
 
 
 @operator("RotaryEmbedding")
@@ -46,22 +47,28 @@ def attention(
     present = (k, v)
     groups = q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scale = node.get("scale") or q.shape[-1] ** -0.5
-    scores = (q * scale**0.5) @ (keys * scale**0.5).transpose(-1, -2)
+    root = torch.tensor(node.get("scale") or q.shape[-1] ** -0.5, dtype=torch.float64).sqrt().to(q.dtype)
+    scores = product(q * root, (keys * root).transpose(-1, -2))
     mode, cap = node.get("qk_matmul_output_mode", 0), node.get("softcap", 0.0)
     raw = scores
     scores = cap * torch.tanh(scores / cap) if cap else scores
     bias = _bias(node, mask, lengths, scores, before)
     masked = scores if bias is None else scores + bias
-    weights = torch.softmax(masked.to(torch.float32 if q.dtype != torch.float64 else q.dtype), -1)
+    precision = node.get("softmax_precision")  # that of the queries if not told
+    weights = softmax_over(masked if precision is None else masked.to(torch_dtype(node, precision)), -1)
     if bias is not None:  # a query that may see no key gets zeros, not NaN
         blind = torch.isneginf(bias.amax(-1, keepdim=True))
         weights = torch.where(blind, torch.zeros_like(weights), weights)
-    y = weights.to(q.dtype) @ values
+    y = product(weights.to(q.dtype), values)
     if folded:
         y = y.transpose(1, 2).reshape(batch, y.shape[2], -1)
     shown = {0: raw, 1: scores, 2: masked, 3: weights.to(q.dtype)}[mode]
     return y, *present, shown
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product; float16 is summed in float32 and rounded once, whatever this machine's kernel would do."""
+    return (a.float() @ b.float()).to(a.dtype) if a.dtype == torch.float16 else a @ b
 
 
 def _bias(node: Node, mask: Tensor | None, lengths: Tensor | None, scores: Tensor, before: int) -> Tensor | None:

@@ -158,9 +158,17 @@ def swish(node: Node, x: Tensor) -> Tensor:
     return x * torch.sigmoid(node.get("alpha", 1.0) * x)
 
 
+def softmax_over(x: Tensor, axis: int) -> Tensor:
+    """exp(x - max) / sum; float16 is rounded after each step, as the operator's definition says, not once at the end."""
+    if x.dtype != torch.float16:
+        return torch.softmax(x, dim=axis)
+    parts = torch.exp(x - x.amax(axis, keepdim=True))
+    return parts / parts.sum(axis, keepdim=True)
+
+
 @operator("Softmax")
 def softmax(node: Node, x: Tensor) -> Tensor:
-    return _over_axis(node, x, lambda t, axis: torch.softmax(t, dim=axis))
+    return _over_axis(node, x, softmax_over)
 
 
 @operator("LogSoftmax")

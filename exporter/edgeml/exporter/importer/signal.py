@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeml.exporter.importer.fourier import inverse_fourier
 from edgeml.exporter.importer.registry import Node, Static, operator, torch_dtype
 
 
@@ -18,6 +19,8 @@ def dft(node: Node, x: Tensor, length: Static | None = None, axis: Static | None
     over = over % x.ndim if over >= 0 else over + x.ndim
     n = x.shape[over] if length is None else int(length.reshape(-1)[0])
     one_sided, inverse = bool(node.get("onesided", 0)), bool(node.get("inverse", 0))
+    if inverse and not one_sided:
+        return _inverse(x, n, over)
     wide = x.to(torch.float64)  # what cancels must cancel exactly
     signal = torch.view_as_complex(wide.contiguous()) if x.shape[-1] == 2 else wide[..., 0]
     if inverse and one_sided:
@@ -25,7 +28,16 @@ def dft(node: Node, x: Tensor, length: Static | None = None, axis: Static | None
         return real.unsqueeze(-1).to(x.dtype)
     if one_sided:
         return torch.view_as_real(torch.fft.rfft(signal, n=n, dim=over)).to(x.dtype)
-    return torch.view_as_real((torch.fft.ifft if inverse else torch.fft.fft)(signal, n=n, dim=over)).to(x.dtype)
+    return torch.view_as_real(torch.fft.fft(signal, n=n, dim=over)).to(x.dtype)
+
+
+def _inverse(x: Tensor, n: int, over: int) -> Tensor:
+    """The two-sided inverse transform of `n` elements; what is missing is zero."""
+    given = x.transpose(over, -2) if over != x.ndim - 2 else x
+    given = torch.nn.functional.pad(given, (0, 0, 0, max(n - given.shape[-2], 0)))[..., :n, :]
+    imaginary = given[..., 1] if given.shape[-1] == 2 else torch.zeros_like(given[..., 0])
+    found = torch.stack(inverse_fourier(given[..., 0], imaginary), -1)
+    return found.transpose(over, -2) if over != x.ndim - 2 else found
 
 
 @operator("STFT", static=(1, 3))

@@ -1,0 +1,130 @@
+"""Exports a tiny model of every kind of source to all formats and precisions, and writes what became of each cell.
+
+python -m tests.system.support docs/support.md      # what scripts/support-table runs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edgeml.exporter.precision import AVAILABLE, PRECISIONS
+from tests.system import export_sources
+
+FORMATS: Final = ("onnx", "tflite", "coreml")
+TITLES: Final = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
+
+Cells = dict[tuple[str, str], str]
+"""(format, precision) -> "yes", "refused: …" or "FAILED: …"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row of the table: what a user would call it, and the command that exports it."""
+
+    title: str
+    arguments: tuple[str, ...]
+
+
+CASES: Final = (
+    Case("Keras 3 `.keras`", ("three.keras", "--calib", "image.npz")),
+    Case("Keras 3, GRU (a while loop)", ("gru.keras", "--calib", "rows.npz")),
+    Case("Keras 2 `.h5`, two inputs, two outputs", ("two.h5", "--calib", "sides.npz")),
+    Case("SavedModel", ("saved", "--calib", "image.npz")),
+    Case("SavedModel, one of two signatures", ("signed", "--signature", "doubled", "--calib", "plain.npz")),
+    Case("PyTorch", ("nets.py:make", "--calib", "planes.npz")),
+    Case("PyTorch, integers and floats in, two outputs", ("nets.py:two", "--calib", "tokens.npz")),
+    Case("PyTorch, a free axis", ("nets.py:frames", "--calib", "rows.npz")),
+    Case("PyTorch, a state (GRU cell)", ("nets.py:step", "--state", "h=h_out", "--calib", "rows.npz")),
+    Case("PyTorch, no batch axis, a scalar input", ("nets.py:scaled", "--calib", "scaled.npz")),
+    Case("PyTorch, `torch.cond`", ("nets.py:branch", "--calib", "plain.npz")),
+    Case("`torch.export` `.pt2`", ("any.pt2", "--calib", "planes.npz")),
+    Case("TorchScript", ("script.pt", "--trust", "--calib", "planes.npz")),
+    Case("ONNX", ("net.onnx", "--calib", "planes.npz")),
+    Case("ONNX, `If` on data", ("branch.onnx", "--calib", "plain.npz")),
+    Case("TFLite, float", ("three.tflite", "--calib", "image.npz")),
+    Case("TFLite, int8", ("small.tflite", "--calib", "image.npz")),
+    Case("scikit-learn, linear and neural", ("rows.py:network", "--calib", "plain.npz")),
+    Case("scikit-learn, trees", ("rows.py:tree", "--calib", "plain.npz")),
+)
+
+
+def run_case(case: Case, folder: Path, formats: Iterable[str] = FORMATS, precisions: Iterable[str] = PRECISIONS) -> Cells:
+    """What became of each cell, by the report of `edgeml export`. Budgets are not the question: every drop is accepted."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [
+            sys.executable, "-m", "edgeml.cli", "export", *case.arguments, "--to", ",".join(formats), "--precision",
+            ",".join(precisions), "--max-drop", "100", "--repair-time", "0", "--json", "-o", out,
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **told(folder)}
+        )
+    if not done.stdout.startswith("{"):
+        refusal = _refusal(done.stderr.strip().removeprefix("error: "), done.returncode)
+        return {(format_, precision): refusal for format_ in formats for precision in precisions}
+    report: dict[str, Any] = json.loads(done.stdout)
+    return {(one["format"], one["precision"]): _cell(one) for one in report["artifacts"]}
+
+
+def told(folder: Path) -> dict[str, str]:
+    return {"COLUMNS": "200", "EDGEML_CACHE": str(folder / "cache")}
+
+
+def _cell(artifact: Mapping[str, Any]) -> str:
+    if artifact["status"] != "fail":
+        return "yes"
+    return _refusal(str(artifact["error"]), 3 if "is not the source" in str(artifact["error"]) else 5)
+
+
+def _refusal(message: str, code: int) -> str:
+    return f"{'refused' if code in {2, 5} else 'FAILED'}: {message.replace('|', '/')}"
+
+
+def table(found: Mapping[str, Cells]) -> str:
+    """The page: one table for each format, reasons below."""
+    text, notes = INTRODUCTION, dict[str, int]()
+    for format_ in FORMATS:
+        precisions = [precision for precision in PRECISIONS if precision in AVAILABLE[format_]]
+        text += f"\n## {TITLES[format_]}\n\n| source | {' | '.join(precisions)} |\n|---|{'---|' * len(precisions)}\n"
+        for title, cells in found.items():
+            words = [_mark(cells.get((format_, precision), "-"), notes) for precision in precisions]
+            text += f"| {title} | {' | '.join(words)} |\n"
+    text += "\n## Reasons\n\n" if notes else ""
+    return text + "".join(f"{number}. {reason}\n" for reason, number in notes.items())
+
+
+def _mark(cell: str, notes: dict[str, int]) -> str:
+    kind, colon, reason = cell.partition(": ")
+    if not colon:
+        return "" if cell == "-" else cell
+    number = notes.setdefault(reason, len(notes) + 1)
+    return f"{'no' if kind == 'refused' else '**fails**'} ({number})"
+
+
+INTRODUCTION: Final = """# What reaches which format
+
+Written by `scripts/support-table`, which exports a tiny model of every kind of source. **yes**: the artifact was made, run, and
+agreed with its source. **no**: it was refused for the reason below. An empty cell is not made, since the source has one precision.
+"""
+
+
+def main(page: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = export_sources.build(Path(place))
+        export_sources.build_more(folder)
+        found = {}
+        for case in CASES:
+            found[case.title] = run_case(case, folder)
+            print(f"{sum(cell == 'yes' for cell in found[case.title].values()):3} of {len(found[case.title])}  {case.title}")
+    page.write_text(table(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
