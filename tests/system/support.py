@@ -111,7 +111,7 @@ def _mark(cell: str, notes: dict[str, int]) -> str:
 INTRODUCTION: Final = """# What reaches which format
 
 Written by `scripts/support-table`, which exports a tiny model of every kind of source. **yes**: the artifact was made, run, and
-agreed with its source. **no**: it was refused for the reason below. An empty cell is not made, since the source has one precision.
+agreed with its source. **no**: it was refused for the reason below. Empty: not made, since the source has one precision.
 """
 
 

@@ -35,8 +35,9 @@ class Data:
 
     def replaced(self, made: Mapping[str, Samples]) -> Data:
         """The same sets as others, by their digests."""
-        sets = (None if one is None else made[one.sha256] for one in (self.calibration, self.evaluation))
-        return Data(made[self.judging.sha256], *sets, self.notes, self.warnings)
+        calibration, evaluation = (None if one is None else made[one.sha256] for one in (self.calibration, self.evaluation))
+        warnings = sample_warnings(calibration, evaluation) if calibration is not None else self.warnings
+        return Data(made[self.judging.sha256], calibration, evaluation, self.notes, warnings)
 
 
 def read_data(plan: ExportPlan, signature: Signature, classes: Sequence[int] = ()) -> Data:
