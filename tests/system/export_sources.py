@@ -228,10 +228,15 @@ def tree():
 """
 
 
-def build(folder: Path) -> Path:
-    """Every source in `folder`; about half a minute, most of it imports."""
+def write_code(folder: Path) -> None:
+    """The Python files with factories."""
     (folder / "nets.py").write_text(FACTORY)
     (folder / "rows.py").write_text(ROWS)
+
+
+def build(folder: Path) -> Path:
+    """Every source in `folder`; about half a minute, most of it imports."""
+    write_code(folder)
     for code, environment in ((KERAS, {}), (LEGACY, {"TF_USE_LEGACY_KERAS": "1"}), (TORCH, {})):
         subprocess.run(
             [sys.executable, "-c", code],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,23 @@ def table(found: Mapping[str, Cells]) -> str:
             text += f"| {title} | {' | '.join(words)} |\n"
     text += "\n## Reasons\n\n" if notes else ""
     return text + "".join(f"{number}. {reason}\n" for reason, number in notes.items())
+
+
+def read_page(text: str) -> dict[str, Cells]:
+    """What `table` wrote."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    found: dict[str, Cells] = {}
+    for format_ in FORMATS:
+        part = text.partition(f"\n## {TITLES[format_]}\n")[2].partition("\n## ")[0]
+        head, _, *rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
+        for title, *marks in rows:
+            cells = found.setdefault(title.strip(), {})
+            for precision, mark in zip(head[1:], marks, strict=True):
+                word, _, number = mark.strip().rstrip(")").partition(" (")
+                if word:
+                    said = {"no": "refused", "**fails**": "FAILED"}.get(word)
+                    cells[format_, precision.strip()] = word if said is None else f"{said}: {reasons[number]}"
+    return found
 
 
 def _mark(cell: str, notes: dict[str, int]) -> str:
