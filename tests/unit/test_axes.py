@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ class Doubling:
     inputs = (RawTensor("x", np.dtype("float32"), (1, 3)),)
     outputs = (RawTensor("y", np.dtype("float32"), (1, 3)),)
 
-    def run(self, inputs: list[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
         return [2 * inputs[0]]
 
     def close(self) -> None: ...
@@ -70,9 +70,9 @@ class Doubling:
 def test_a_session_names_the_size_at_which_its_artifact_is_fixed() -> None:
     spec = TensorSpec("x", "float32", ("batch", "frames"))
     signature = Signature((spec,), (TensorSpec("y", "float32", ("batch", "frames")),))
-    bindings = [(Binding(name, name, 0, "float32", (1, 3)),) for name in ("x", "y")]
-    assert fixed_axes(signature, bindings[0]) == {"frames": 3}
-    with Session(signature, *bindings, Doubling()) as session:  # type: ignore[arg-type]  # a list is a sequence of arrays
+    given, got = ((Binding(name, name, 0, "float32", (1, 3)),) for name in ("x", "y"))
+    assert fixed_axes(signature, given) == {"frames": 3}
+    with Session(signature, given, got, Doubling()) as session:
         assert session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
         with pytest.raises(InputError, match="axis 'frames': expected 3, at which this artifact is fixed, got 4; give"):
             session.run({"x": np.ones((1, 4), np.float32)})

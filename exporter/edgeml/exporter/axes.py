@@ -14,6 +14,12 @@ from edgeml.wire.manifest import BATCH, Binding, Signature, TensorSpec
 
 SECOND_SAMPLES: Final = 4  # that are run at another size
 
+CHANGES: Final[tuple[Callable[[int], int], ...]] = (
+    lambda size: 2 * size,
+    lambda size: size + 1,
+    lambda size: max(size // 2, 1),
+)
+
 Ask = Callable[[Mapping[str, Array]], dict[str, Array]]
 """Runs the source."""
 
@@ -52,7 +58,7 @@ def at_another_size(ask: Ask, samples: Samples, signature: Signature, sizes: Map
     """
     few = {name: values[:SECOND_SAMPLES] for name, values in samples.inputs.items()}
     failure: EdgemlError | None = None
-    for change in (lambda size: 2 * size, lambda size: size + 1, lambda size: max(size // 2, 1)):
+    for change in CHANGES:
         inputs = _cycled(few, signature, {name: change(size) for name, size in sizes.items()})
         try:
             return inputs, ask(inputs)
