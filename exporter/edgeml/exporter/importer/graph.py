@@ -25,7 +25,7 @@ from edgeml.wire.errors import UnsupportedError
 
 FAMILIES = (
     "elementwise", "logic", "shape", "indexing", "reduce", "convolution", "pooling", "normalize", "resize", "recurrent",
-    "attention", "quantized", "signal", "control",
+    "attention", "streaming", "quantized", "signal", "control",
 )  # fmt: skip
 for _family in FAMILIES:
     importlib.import_module(f"edgeml.exporter.importer.{_family}")
