@@ -30,6 +30,23 @@ model.save("three.keras")
 model.export("saved", verbose=False)
 import tensorflow as tf
 open("three.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved").convert())
+
+
+class Signed(tf.Module):
+    def __init__(self):
+        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(64)] for row in range(4)])
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def once(self, x):
+        return {"y": x @ self.weight}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def doubled(self, x):
+        return {"y": 2.0 * (x @ self.weight)}
+
+
+signed = Signed()
+tf.saved_model.save(signed, "signed", signatures={"once": signed.once, "doubled": signed.doubled})
 model.layers[-1].kernel.assign(model.layers[-1].kernel * float("nan"))
 model.save("nan.keras")
 model.export("nan_saved", verbose=False)
@@ -250,28 +267,9 @@ def build(folder: Path) -> Path:
 
 MORE_KERAS: Final = """
 import keras
-import numpy as np
-import tensorflow as tf
 keras.utils.set_random_seed(2)
 layers = [keras.Input((8, 6), name="x"), keras.layers.GRU(16), keras.layers.Dense(4, activation="softmax")]
 keras.Sequential(layers).save("gru.keras")
-
-
-class Signed(tf.Module):
-    def __init__(self):
-        self.weight = tf.Variable(np.arange(256, dtype=np.float32).reshape(4, 64) / 256 - 0.5)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
-    def once(self, x):
-        return {"y": x @ self.weight}
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
-    def doubled(self, x):
-        return {"y": 2.0 * (x @ self.weight)}
-
-
-signed = Signed()
-tf.saved_model.save(signed, "signed", signatures={"once": signed.once, "doubled": signed.doubled})
 """
 
 MORE_TORCH: Final = """

@@ -140,7 +140,10 @@ def main(page: Path) -> None:
         found = {}
         for case in CASES:
             found[case.title] = run_case(case, folder)
-            print(f"{sum(cell == 'yes' for cell in found[case.title].values()):3} of {len(found[case.title])}  {case.title}")
+            print(
+                f"{sum(cell == 'yes' for cell in found[case.title].values()):3} of {len(found[case.title])}  {case.title}",
+                flush=True,
+            )
     page.write_text(table(found), encoding="utf-8")
 
 

@@ -116,6 +116,25 @@ def test_a_change_that_no_fingerprint_sees_is_converted_anew(sources: Path, tmp_
             assert model.run({"x": np.ones((1, 4), np.float32)}).outputs["output"].tolist() == [[float(gain)] * 4]
 
 
+def test_a_free_axis_takes_other_sizes_on_the_device(sources: Path, tmp_path: Path) -> None:
+    export_sources.write_samples(sources)
+    done = run(sources, "nets.py:frames", "--to", "onnx", "--eval", "rows.npz", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (artifact,) = report_of(tmp_path)["artifacts"]
+    assert artifact["notes"] == ["also run at another size of its named axes: 'x' (16, 6)"]
+    with load(next(tmp_path.glob("*.edgeml"))) as model:
+        assert model.run({"x": np.ones((1, 11, 6), np.float32)}).outputs["each"].shape == (1, 11, 4)
+
+
+def test_the_chosen_signature_is_exported(sources: Path, tmp_path: Path) -> None:
+    done = run(sources, "signed", "--signature", "doubled", "--to", "onnx", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    weight = np.array([[0.5 * row - 0.01 * column for column in range(64)] for row in range(4)], np.float32)
+    with load(next(tmp_path.glob("*.edgeml"))) as model:
+        got = model.run({"x": np.ones((1, 4), np.float32)}).outputs["y"]
+    assert got[0] == pytest.approx(2 * weight.sum(0), abs=1e-4)
+
+
 def test_json_is_the_only_output(sources: Path, tmp_path: Path) -> None:
     done = run(sources, "net.onnx", "--to", "onnx", "-o", str(tmp_path), "--json")
     assert json.loads(done.stdout)["verdict"] == "pass"
@@ -156,6 +175,14 @@ def test_a_format_that_fails_leaves_the_others(sources: Path, tmp_path: Path) ->
 
 BAD = {
     "no file": (["nowhere.h5"], 2, "no file"),
+    "several signatures": (["signed"], 2, "'signed' has several signatures: doubled, once; choose one with --signature NAME"),
+    "no such signature": (
+        ["signed", "--signature", "train"],
+        2,
+        "no signature 'train': expected one of its own, got doubled, once",
+    ),
+    "a free axis without samples": (["nets.py:frames"], 2, "input 'x' has free axes 'frames'; give samples with --eval"),
+    "a state that is none": (["nets.py:step", "--state", "h=scores"], 2, "--state h=scores: one is not the other"),
     "Lambda without trust": (["lambda.h5"], 2, "layer 'doubled' is a Lambda"),
     "NaN weights in h5": (["nan.h5"], 2, "'dense/kernel:0' holds NaN"),
     "NaN weights in keras": (["nan.keras"], 2, "kernel' holds NaN or infinity in 432 of 432 values"),
