@@ -56,8 +56,8 @@ LEGACY: Final = """
 import tf_keras as keras
 keras.utils.set_random_seed(1)
 left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
-hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Concatenate()([left, right]))
-outputs = [keras.layers.Dense(4, name="one")(hidden), keras.layers.Dense(4, name="two")(hidden)]
+hidden = keras.layers.Dense(64, activation="relu")(keras.layers.Concatenate()([left, right]))
+outputs = [keras.layers.Dense(8, name="one")(hidden), keras.layers.Dense(8, name="two")(hidden)]
 keras.Model([left, right], outputs).save("two.h5")
 x = keras.Input((4,), name="x")
 keras.Model(x, keras.layers.Lambda(lambda t: t * 2, name="doubled")(x)).save("lambda.h5")

@@ -100,7 +100,21 @@ def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
         except Exception as error:  # noqa: BLE001 - any failure sends us to the next route; the first is the one to tell
             failure = failure or error
     assert failure is not None, "every route ends in a return or a failure"
+    if branches := _branches(torch, module, example):
+        raise UnsupportedError(
+            f"coremltools cannot convert operator {', '.join(map(repr, branches))}", hint="a branch on data stays in ONNX alone"
+        ) from failure
     raise failure if isinstance(failure, UnsupportedError) else unsupported("coremltools", failure) from failure
+
+
+def _branches(torch: Any, module: Any, example: tuple[Any, ...]) -> list[str]:
+    """Operators that choose their way by data."""
+    try:
+        graph = torch.export.export(module, example).graph
+    except Exception:  # noqa: BLE001 - then they are not what stood in the way
+        return []
+    names = {str(getattr(node.target, "__name__", "")) for node in graph.nodes if node.op == "call_function"}
+    return sorted(names & {"cond", "while_loop", "scan", "map_impl"})
 
 
 def passes() -> Any:

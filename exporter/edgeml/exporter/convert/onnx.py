@@ -27,7 +27,7 @@ OPSET: Final = 18  # the newest that tf2onnx writes
 IR_VERSION: Final = 10  # readable by ONNX Runtime 1.18 and later
 COUNTER: Final = re.compile(r"__\d+|:\d+$")  # tf2onnx's process-wide counter; TensorFlow's output index
 STANDARD: Final = frozenset({"", "ai.onnx"})
-OPERATOR: Final = re.compile(r"aten[.:]+([\w.]+)|Tensorflow op \[[^\]]*: (\w+)\]|op type (\w+)")
+OPERATOR: Final = re.compile(r"aten[.:]+([\w.]+)|Tensorflow op \[[^\]]*: (\w+)\]|op type (\w+)|Lowering not found: (\w+)")
 
 
 def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
@@ -166,7 +166,11 @@ def unsupported(converter: str, error: Exception) -> UnsupportedError | MissingE
         return absent
     text = " ".join(str(error).split())
     causes, cause = [text], error.__cause__
+    if isinstance(error, UnsupportedError):
+        return error
     while cause is not None:
+        if isinstance(cause, UnsupportedError):
+            return cause
         causes.append(" ".join(str(cause).split()))
         cause = cause.__cause__
     names = sorted({next(filter(None, match)) for cause_text in causes for match in OPERATOR.findall(cause_text)})

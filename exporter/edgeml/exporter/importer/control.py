@@ -1,14 +1,15 @@
 """If, Loop and Scan: run as Python control flow, so what a trace records is the path its example took.
 
-A condition or trip count that depends on data cannot be exported; converters refuse it where they meet it.
+A condition or trip count that depends on data is refused while a converter looks on: a trace would keep one path alone.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edgeml.exporter.importer.registry import Node, Value, operator
+from edgeml.exporter.importer.registry import Node, Value, operator, refuse_data
 
 
 def _as_tensors(values: list[Value]) -> list[Tensor]:
@@ -30,8 +31,11 @@ def loop(node: Node, trips: Value | None, condition: Value | None, *carried: Ten
     alive = True if condition is None else bool(condition.reshape(-1)[0])
     state, scanned, turn = list(carried), [], 0
     while alive and (limit is None or turn < limit):
-        given = dict(zip(body.inputs, [torch.tensor(turn), torch.tensor(alive), *state], strict=True))
-        results = _as_tensors(body.run({**body.constants, **node.scope, **given}, {}))
+        given = dict(zip(body.inputs, [np.asarray(turn), np.asarray(alive), *state], strict=True))
+        found = body.run({**body.constants, **node.scope, **given}, {})
+        if isinstance(found[0], Tensor):
+            refuse_data(node, "whether to go on")
+        results = _as_tensors(found)
         alive, state = bool(results[0]), results[1 : 1 + len(carried)]
         scanned.append(results[1 + len(carried) :])
         turn += 1

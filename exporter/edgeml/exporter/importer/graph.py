@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from edgeml.exporter.importer import registry
-from edgeml.exporter.importer.registry import DEFAULT_DOMAINS, Node, Operator, Static, Value
+from edgeml.exporter.importer.registry import DEFAULT_DOMAINS, Node, Operator, Static, Value, refuse_data
 from edgeml.wire.errors import UnsupportedError
 
 FAMILIES = (
@@ -127,6 +127,9 @@ class Graph:
         return [values[name] for name in self.outputs]
 
 
+DECISIONS = {"If": "which way it goes", "Loop": "how often it turns"}
+
+
 def _call(known: Operator, node: Node, values: Mapping[str, Value], weights: Mapping[str, Tensor]) -> dict[str, Value]:
     given = [values[name] if name else None for name in node.inputs]
     if node.operator in {"Shape", "Size"}:  # sizes are static whatever the tensor holds
@@ -150,6 +153,8 @@ def _arguments(
         if value is None:
             yield None
         elif position in known.static:
+            if isinstance(value, Tensor):
+                refuse_data(node, DECISIONS.get(node.operator, f"input {position} ({name})"))
             yield static(value)
         else:
             yield weights[name] if name in weights and isinstance(value, np.ndarray) else as_tensor(value)
@@ -167,7 +172,7 @@ def as_tensor(value: Value) -> Tensor:
 
 
 def static(value: Value) -> Static:
-    """A value as numpy. A tensor here means sizes that depend on data, which tracing cannot follow."""
+    """A value as numpy."""
     if isinstance(value, np.ndarray):
         return value
     if value.dtype == torch.bfloat16:

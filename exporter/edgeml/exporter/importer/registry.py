@@ -89,6 +89,16 @@ def supported_operators() -> tuple[str, ...]:
     return tuple(sorted(_OPERATORS))
 
 
+def refuse_data(node: Node, what: str) -> None:
+    """Refuse what depends on data while a converter looks on: a trace would keep the example's own value for ever.
+
+    Raises:
+        UnsupportedError: a converter does; without one the value is simply used.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        raise node.refuse(f"{what} depends on data, and only ONNX can follow it")
+
+
 _DTYPES: dict[int, torch.dtype] = {
     1: torch.float32,
     2: torch.uint8,

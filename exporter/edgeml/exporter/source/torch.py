@@ -265,8 +265,25 @@ def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
                 seen.append([tuple(tensor.shape) for tensor in flat(*fed)])
         except Exception:  # noqa: BLE001 - whatever it raises, it does not take this batch
             return set()
+    if not _apart(torch, flat, examples):
+        return set()
     pairs = zip(found, *seen, strict=True)
     return {name for name, two, three in pairs if two and (two[0], three[0]) == PROBES}
+
+
+def _apart(torch: Any, flat: Any, examples: tuple[Any, ...]) -> bool:
+    """Whether two samples in one call are answered as each by itself: what mixes them takes one sample a call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tensor: Any, count: int) -> Any:
+        many = tensor[:1].repeat(count, *[1] * (tensor.ndim - 1))
+        return many + torch.randn(many.shape, generator=generator, dtype=many.dtype) if many.is_floating_point() else many
+
+    fed = [drawn(tensor, 2) if _stacks(tensor, examples) else tensor for tensor in examples]
+    one = [tensor[:1] if _stacks(tensor, examples) else tensor for tensor in fed]
+    with torch.no_grad():
+        pairs = [(got, alone) for got, alone in zip(flat(*fed), flat(*one), strict=True) if got.ndim and got.shape[0] == 2]
+    return all(torch.allclose(got[:1].double(), alone.double(), rtol=1e-3, atol=1e-4, equal_nan=True) for got, alone in pairs)
 
 
 def _spec(name: str, tensor: Any, *, stacks: bool) -> TensorSpec:
