@@ -34,7 +34,7 @@ open("three.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved
 
 class Signed(tf.Module):
     def __init__(self):
-        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(64)] for row in range(4)])
+        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(128)] for row in range(4)])
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
     def once(self, x):
@@ -111,7 +111,8 @@ class Two(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.table, self.mix = torch.nn.Embedding(20, 6), torch.nn.Linear(9, 4)
+        self.table = torch.nn.Embedding(64, 6)
+        self.mix = torch.nn.Sequential(torch.nn.Linear(9, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
 
     def forward(self, tokens, extra):
         pooled = self.table(tokens).mean(1)
@@ -185,7 +186,7 @@ class Branch(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(8)
-        self.left, self.right = torch.nn.Linear(4, 64), torch.nn.Linear(4, 64)
+        self.left, self.right = torch.nn.Linear(4, 128), torch.nn.Linear(4, 128)
 
     def forward(self, x):
         return torch.cond(x.sum() > 0, lambda x: self.left(x), lambda x: torch.tanh(self.right(x)), (x,))
@@ -237,7 +238,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 def network():
     x, y = load_iris(return_X_y=True)
-    return make_pipeline(StandardScaler(), MLPClassifier((8,), random_state=0)).fit(x, y)
+    return make_pipeline(StandardScaler(), MLPClassifier((64, 64), random_state=0)).fit(x, y)
 
 
 def tree():
