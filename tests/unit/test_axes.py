@@ -58,8 +58,8 @@ class Doubling:
     """An engine that is fixed at three frames."""
 
     engine, version = "test", "1"
-    inputs = (RawTensor("x", np.dtype("float32"), (1, 3)),)
-    outputs = (RawTensor("y", np.dtype("float32"), (1, 3)),)
+    inputs: tuple[RawTensor, ...] = (RawTensor("x", np.dtype("float32"), (1, 3)),)
+    outputs: tuple[RawTensor, ...] = (RawTensor("y", np.dtype("float32"), (1, 3)),)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         return [2 * inputs[0]]

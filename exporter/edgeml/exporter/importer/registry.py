@@ -95,7 +95,8 @@ def refuse_data(node: Node, what: str) -> None:
     Raises:
         UnsupportedError: a converter does; without one the value is simply used.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # public, and without annotations
+    if tracing or torch.compiler.is_compiling():
         raise node.refuse(f"{what} depends on data, and only ONNX can follow it")
 
 
