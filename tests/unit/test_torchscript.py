@@ -34,7 +34,7 @@ def test_torchscript_as_operators_takes_any_batch_and_answers_the_same(script: t
     x = torch.from_numpy(samples(script))
     with torch.no_grad():
         expected = model.module(x)[0].numpy()
-        program = torch.export.export(as_operators(model), (x[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+        program = torch.export.export(as_operators(model), (x[:2],), dynamic_shapes=(({0: torch.export.Dim("n", min=1)},),))
         assert np.allclose(program.module()(x)[0].numpy(), expected, atol=1e-6)
 
 
