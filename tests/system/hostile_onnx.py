@@ -192,7 +192,6 @@ def typed(elem: int) -> Change:
 
 
 EXPORT: Final = "export m.onnx --to onnx"
-ENDS: Final = f"{EXPORT} --time-limit 2 --memory-limit 0.5"
 ONNX: Final[dict[str, Hostile]] = {
     "cut at a third": Hostile(cut(0.33), EXPORT, 2, "truncated or damaged"),
     "cut before the last byte": Hostile(cut(0.999), EXPORT, 2, "truncated or damaged"),
@@ -237,6 +236,8 @@ ONNX: Final[dict[str, Hostile]] = {
     "two inputs of one name": Hostile(changed(twice("input")), EXPORT, 2, "input"),
     "two outputs of one name": Hostile(changed(twice("output")), EXPORT, 2, "two outputs are called 'score_0'"),
     "a name that is no text": Hostile(no_text_bytes, EXPORT, 2, "is not UTF-8"),
-    "no end of rounds": Hostile(endless, ENDS, 6, "did not finish in 2 s"),
-    "memory that no shape tells of": Hostile(growing, ENDS, 6, "took too much memory"),
+    "no end of rounds": Hostile(
+        endless, f"{EXPORT} --time-limit 4", 6, "'source.onnx:reference' in the source worker did not finish in 4 s"
+    ),
+    "memory that no shape tells of": Hostile(growing, f"{EXPORT} --memory-limit 0.5", 6, "took too much memory"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from tests.system.hostile_readers import patched, shared_tables
 from tests.unit.bundles import tflite_model
 
 EXPORT: Final = "export m.tflite --to tflite"
-LIMITED: Final = f"{EXPORT} --time-limit 5 --memory-limit 0.75"
+LIMITED: Final = f"{EXPORT} --time-limit 60 --memory-limit 0.75"
 
 
 def changed(change: Callable[[Any], object]) -> Make:

@@ -22,7 +22,7 @@ from tests.system.hostile_tflite import TFLITE
 AT_SIGHT = {f"{kind}: {name}": case for kind, cases in (("file", PLAIN), ("reader", READERS)) for name, case in cases.items()}
 WORKERS = {"zip": ZIPS, "onnx": ONNX, "keras": KERAS, "saved": SAVED, "torch": TORCH, "tflite": TFLITE, "samples": CALIBRATION}
 IN_A_WORKER = {f"{kind}: {name}": case for kind, cases in WORKERS.items() for name, case in cases.items()}
-TIME_S = 30.0  # for one file on a busy machine; the largest limit that a case sets is 2 s
+TIME_S = 30.0  # for one file on a busy machine; the one that never ends sets itself 4 s
 OURS_BYTES = 300 << 20  # what the command itself may take, above what it had
 WORKER_BYTES = 2 << 30  # what a worker may: a case that grows sets its limit to a quarter of that
 
