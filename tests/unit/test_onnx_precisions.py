@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgeml.exporter.quantize.onnx import smaller_onnx, to_fp16_onnx
@@ -125,6 +125,27 @@ def test_an_old_opset_is_brought_to_one_that_has_four_bits() -> None:
 
     assert onnx.load_from_string(small).opset_import[0].version == 21
     assert relative(run(small, x)[0], x @ w) < 0.2
+
+
+def test_rows_of_a_table_are_unpacked_alone_and_a_tied_one_is_read_both_ways() -> None:
+    """An embedding whose table is the last layer's weights, too."""
+    table = values(50, 24)
+    nodes = [node("Gather", ["table", "ids"], ["e"]), node("Relu", ["e"], ["r"]), node("Gemm", ["r", "table"], ["y"], transB=1)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 50])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model, ids = proto.SerializeToString(), np.array([3, 7, 49], np.int64)
+
+    small = smaller_onnx(model, "int8-weights", None).model
+
+    assert kinds(small).count("DequantizeLinear") == 1  # the last layer's
+    assert relative(run(small, ids)[0], run(model, ids)[0]) < 0.02
+    assert len(small) < 0.8 * len(model)
 
 
 def test_a_model_without_weights_is_refused() -> None:

@@ -29,7 +29,7 @@ def places(node: Any) -> dict[int, tuple[int, int]]:
         return {1: (0, 1) if attribute(node, "transB", 0) else (1, 0)}
     return {
         "Conv": {1: (0, 1)}, "ConvTranspose": {1: (1, 0)}, "MatMul": {0: (-2, -1), 1: (-1, -2)},
-        "LSTM": {1: (1, 2), 2: (1, 2)}, "GRU": {1: (1, 2), 2: (1, 2)}, "RNN": {1: (1, 2), 2: (1, 2)}, "Gather": {0: (0, 1)},
+        "LSTM": {1: (1, 2), 2: (1, 2)}, "GRU": {1: (1, 2), 2: (1, 2)}, "RNN": {1: (1, 2), 2: (1, 2)},
     }.get(node.op_type, {})  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def weighty_nodes(proto: Any) -> tuple[tuple[str, str], ...]:
         for node in proto.graph.node
         if any(
             position < len(node.input) and node.input[position] in constants and is_weight(constants[node.input[position]])
-            for position in places(node)
+            for position in (*places(node), *([0] if _is_table(node) else []))
         )
     )
 
@@ -67,6 +67,11 @@ def at_opset(proto: Any, least: int) -> Any:
     return proto
 
 
+def _is_table(node: Any) -> bool:
+    """Whether a node picks rows of its first input: an embedding, if that is a constant."""
+    return node.op_type == "Gather" and attribute(node, "axis", 0) == 0
+
+
 class SmallWeights:
     """Writes small weights into a graph; the same constant is stored once."""
 
@@ -83,14 +88,18 @@ class SmallWeights:
 
     def write(self, bits: int) -> None:
         """Store every weight of the graph that still is float32."""
-        for node in self.graph.node:
+        nodes = list(self.graph.node)
+        del self.graph.node[:]
+        for node in nodes:
             if self.keep_float & set(node.output):
-                continue
-            for position, axes in places(node).items():
-                if position < len(node.input) and node.input[position] in self.constants:
-                    name = node.input[position]
-                    if is_weight(self.constants[name]):
-                        node.input[position] = self._store(name, node.op_type, axes, bits)
+                self.graph.node.append(node)
+            elif _is_table(node) and self._is_weight(node.input[0]):
+                self._look_up(node)
+            else:
+                for position, axes in places(node).items():
+                    if position < len(node.input) and self._is_weight(node.input[position]):
+                        node.input[position] = self._store(node.input[position], node.op_type, axes, bits)
+                self.graph.node.append(node)
         self.finish()
 
     def finish(self) -> None:
@@ -124,26 +133,52 @@ class SmallWeights:
         self.graph.initializer.append(tensor)
         return name
 
+    def _is_weight(self, name: str) -> bool:
+        return name in self.constants and is_weight(self.constants[name])
+
+    def _look_up(self, node: Any) -> None:
+        """A row of a table is picked as int8, with its own scale: unpacking the whole table would be done for each call."""
+        name, out = node.input[0], node.output[0]
+        if (name, 0, 0) not in self._stored:
+            stored, scales = self.codes(name, 0)
+            rank = len(self.constants[name].dims)
+            self._stored[name, 0, 0] = self.add(f"{name}/rows", stored)
+            self.add(f"{name}/row_scales", scales.reshape(-1, *[1] * (rank - 1)))
+            self.counts[8] += 1
+        self.graph.node.extend(
+            [
+                helper.make_node("Gather", [f"{name}/rows", node.input[1]], [f"{out}/codes"], axis=0),
+                helper.make_node("Gather", [f"{name}/row_scales", node.input[1]], [f"{out}/scales"], axis=0),
+                helper.make_node("Cast", [f"{out}/codes"], [f"{out}/steps"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", [f"{out}/steps", f"{out}/scales"], [out]),
+            ]
+        )
+
     def _store(self, name: str, kind: str, axes: tuple[int, int], bits: int) -> str:
         key = (name, *axes)
         if key not in self._stored:
             values = numpy_helper.to_array(self.constants[name])
             inputs = values[0].size if kind == "Conv" else values.shape[axes[1]]
             four = bits == 4 and inputs >= BLOCK
-            real = self._four(name, values, kind, axes[1] % values.ndim) if four else self._eight(name, axes[0] % values.ndim)
+            prefix = f"{name}/{len(self._stored)}"  # one constant may be weights along two axes
+            real = (
+                self._four(name, prefix, values, kind, axes[1] % values.ndim)
+                if four
+                else self._eight(name, prefix, axes[0] % values.ndim)
+            )
             self.counts[4 if four else 8] += 1
             self._stored[key] = real
         return self._stored[key]
 
-    def _eight(self, name: str, axis: int) -> str:
+    def _eight(self, name: str, prefix: str, axis: int) -> str:
         stored, scales = self.codes(name, axis)
         # Without a zero point ONNX Runtime's way to exact int8 on x86 makes one of the wrong shape.
-        zeros = self.add(f"{name}/zeros", np.zeros(scales.shape, np.int8))
-        inputs = [self.add(f"{name}/int8", stored), self.add(f"{name}/scales", scales), zeros]
-        self._before.append(helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], axis=axis))
-        return f"{name}/real"
+        zeros = self.add(f"{prefix}/zeros", np.zeros(scales.shape, np.int8))
+        inputs = [self.add(f"{prefix}/int8", stored), self.add(f"{prefix}/scales", scales), zeros]
+        self._before.append(helper.make_node("DequantizeLinear", inputs, [f"{prefix}/real"], axis=axis))
+        return f"{prefix}/real"
 
-    def _four(self, name: str, values: Array, kind: str, axis: int) -> str:
+    def _four(self, name: str, prefix: str, values: Array, kind: str, axis: int) -> str:
         shape = values.shape
         if kind == "Conv":
             values, axis = values.reshape(len(values), -1), 1
@@ -158,12 +193,12 @@ class SmallWeights:
             return np.moveaxis(table.reshape(*moved, -1), -1, axis)
 
         inputs = [
-            self.add(f"{name}/int4", native(codes), four_bits=True),
-            self.add(f"{name}/scales", native(scales.astype(np.float32))),
+            self.add(f"{prefix}/int4", native(codes), four_bits=True),
+            self.add(f"{prefix}/scales", native(scales.astype(np.float32))),
         ]
-        self._before.append(helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], axis=axis, block_size=BLOCK))
+        self._before.append(helper.make_node("DequantizeLinear", inputs, [f"{prefix}/real"], axis=axis, block_size=BLOCK))
         if kind != "Conv":
-            return f"{name}/real"
-        form = self.add(f"{name}/form", np.array(shape, np.int64))
-        self._before.append(helper.make_node("Reshape", [f"{name}/real", form], [f"{name}/kernel"]))
-        return f"{name}/kernel"
+            return f"{prefix}/real"
+        form = self.add(f"{prefix}/form", np.array(shape, np.int64))
+        self._before.append(helper.make_node("Reshape", [f"{prefix}/real", form], [f"{prefix}/kernel"]))
+        return f"{prefix}/kernel"
