@@ -6,7 +6,7 @@ MAE) 100 * (artifact - source) / source, of R2 100 * (source - artifact).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +18,10 @@ from edgeml.exporter.parity.called import CALLED_RESAMPLES, Called, load_metric,
 from edgeml.exporter.parity.compare import UNMEASURED, Outputs
 from edgeml.exporter.parity.intervals import (
     LEAST_RESAMPLED,
+    RESAMPLES,
     Drop,
     Limit,
+    Statistic,
     draws,
     drop_upper,
     mean_upper,
@@ -43,6 +45,7 @@ from edgeml.runtime.backends import Array
 from edgeml.wire.errors import PlanError
 
 POINTS: Final = 100.0  # of a share
+MOST_WORK: Final = 200_000_000  # samples x classes x resamples of an area: some ten seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +99,12 @@ def classified(pair: Pair, metric: Metric, limit: Limit) -> Measured:
         raise PlanError(f"--metric {metric.name} of samples that all have one label", expected="samples of two classes or more")
     if metric.kind == "auc":
         areas = [ranked.area_under_curve(values, labels) for values in (before, after)]
-        return _whole(metric.name, areas[0], areas[1], labels, limit)
+        work = len(pair) * before.shape[1]  # of one resample; of very many classes fewer are drawn
+        resamples = max(CALLED_RESAMPLES, min(RESAMPLES, MOST_WORK // work))
+        return _whole(metric.name, areas, labels, limit, resamples=resamples)
     classes = [1] if before.shape[1] == 2 else np.unique(labels).tolist()
     scores = [ranked.f1(top1(values), labels, classes) for values in (before, after)]
-    return _whole(metric.name, scores[0], scores[1], labels, limit)
+    return _whole(metric.name, scores, labels, limit)
 
 
 def regressed(pair: Pair, metric: Metric, limit: Limit) -> Measured:
@@ -202,17 +207,17 @@ def _mean_drop(difference: Floats, limit: Limit) -> Drop:
     return Drop(points, upper, needed_for(points, upper, len(difference), limit.budget))
 
 
-def _whole(
-    name: str,
-    before: Callable[[Floats], Floats],
-    after: Callable[[Floats], Floats],
-    strata: Array,
-    limit: Limit,
-) -> Measured:
+def _whole(name: str, both: Sequence[Statistic], strata: Array, limit: Limit, *, resamples: int = RESAMPLES) -> Measured:
+    """A metric that is no mean, of the source and of the artifact, by resampling."""
+    before, after = both
     one = np.ones((1, len(strata)))
     source_value, value = float(before(one)[0]), float(after(one)[0])
     points = POINTS * (source_value - value)
-    upper = resampled_upper(lambda weights: POINTS * (before(weights) - after(weights)), strata, tail=limit.tail)
+
+    def drop(weights: Floats) -> Floats:
+        return np.asarray(POINTS * (before(weights) - after(weights)))
+
+    upper = resampled_upper(drop, strata, tail=limit.tail, resamples=resamples)
     return Measured(name, value, source_value, Drop(points, upper, needed_for(points, upper, len(strata), limit.budget)))
 
 
