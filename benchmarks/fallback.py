@@ -5,7 +5,7 @@
 promise   Models are exported with --defer. Their artifacts answer samples that export never saw, on the device's own session,
           with the bundle's own temperature and threshold: accuracy with the cloud, offload and calibration error, against the
           promise. Some hundreds of samples differ from some hundreds of others by more than a point by chance alone, so the
-          same is done for 100 other ways to deal all samples out, through the exporter's own function: `bias` is the mean
+          same is done for 40 other ways to deal all samples out, through the exporter's own function: `bias` is the mean
           difference, `sd` its spread, `chance` the spread that two samples of these sizes have anyway.
 deadline  A device that is never sure asks about every answer: a real `edgeml serve`, the same one killed, a server that takes a
           second, one that answers noise. The breaker is off but for the killed one, so that every call meets the others.
@@ -36,7 +36,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.parity.answers import probabilities
-from edgeml.exporter.parity.confidence import calibration_error
+from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
 from edgeml.exporter.parity.deferral import defer
 from edgeml.exporter.pipeline import export
 from edgeml.exporter.plan import DeferGoal, make_plan
@@ -52,8 +52,8 @@ from examples.digits.data import GREY_LEVELS, through_the_housing
 ROOT: Final = Path(__file__).resolve().parent.parent
 Speak = Callable[[socket.socket], None]
 
-DEALS: Final = 100
-HOUSINGS: Final = 8
+DEALS: Final = 40
+HOUSINGS: Final = 4
 CALLS: Final = 200  # of each kind of cloud
 DEADLINE_S: Final = 0.25
 SLOW_S: Final = 1.0
@@ -158,7 +158,7 @@ def cases(models: Path | None) -> Iterator[Case]:
 
 
 def digits() -> Case:
-    """The meter-reading camera: images that no training saw, each through eight housings, which stay on one side."""
+    """The meter-reading camera: images that no training saw, each through four housings, which stay on one side."""
     from sklearn.datasets import load_digits
 
     from examples.digits.data import CALIBRATE, SPLIT_SEED, TRAIN
@@ -240,7 +240,7 @@ def redealt(case: Case, model: Model, rows: Array) -> tuple[Array, Array, Array]
     for _ in range(DEALS):
         here = case.deal(generator)
         confidence, right = np.zeros(len(rows)), np.zeros(len(rows), np.bool_)
-        _, confidence[here], right[here] = deferred(case, model, rows, ~here)
+        confidence[here], right[here] = answers_at(fit(case, model, rows, ~here), case, model, rows, here)
         own, confidence[~here], right[~here] = deferred(case, model, rows, here)
         assert own.promise is not None
         asked = confidence[~here] < (own.defer_below or 0.0)
@@ -257,8 +257,21 @@ def deferred(case: Case, model: Model, rows: Array, here: Array) -> tuple[Deferr
     assert post is not None
     part = {post.output: rows[here]}
     own = defer(post, part, part, case.labels[here], case.goal).deferral
-    shares = probabilities(msgspec.structs.replace(post, temperature=own.temperature), {post.output: rows[~here]})
-    return own, shares.max(axis=1), np.asarray(shares.argmax(axis=1) == case.labels[~here])
+    return own, *answers_at(own.temperature, case, model, rows, ~here)
+
+
+def fit(case: Case, model: Model, rows: Array, here: Array) -> float:
+    post = model.manifest.post
+    assert post is not None
+    return fit_temperature(post, {post.output: rows[here]}, case.labels[here])
+
+
+def answers_at(temperature: float, case: Case, model: Model, rows: Array, here: Array) -> tuple[Array, Array]:
+    """Confidence and hits of the samples `here`."""
+    post = model.manifest.post
+    assert post is not None
+    shares = probabilities(msgspec.structs.replace(post, temperature=temperature), {post.output: rows[here]})
+    return shares.max(axis=1), np.asarray(shares.argmax(axis=1) == case.labels[here])
 
 
 def chance(values: Array, case: Case, half: Array) -> float:

@@ -155,10 +155,10 @@ def choose(answers: _Answers, goal: DeferGoal | None, count: int) -> float:
 
 def low_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
     """Clopper and Pearson's lower bound of shares; of a mean of values between 0 and 1 it is rather below that."""
-    from scipy.stats import beta  # takes a second to import
+    from scipy.special import betaincinv  # the beta distribution's quantile, without all that comes with scipy.stats
 
     hits = shares * count
-    return np.where(hits > 0, beta.ppf(miss, np.maximum(hits, 1e-9), count - hits + 1), 0.0)
+    return np.where(hits > 0, betaincinv(np.maximum(hits, 1e-9), count - hits + 1, miss), 0.0)
 
 
 def high_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
