@@ -69,7 +69,7 @@ def at_opset(proto: Any, least: int) -> Any:
 
 def _is_table(node: Any) -> bool:
     """Whether a node picks rows of its first input: an embedding, if that is a constant."""
-    return node.op_type == "Gather" and attribute(node, "axis", 0) == 0
+    return bool(node.op_type == "Gather" and attribute(node, "axis", 0) == 0)
 
 
 class SmallWeights:
