@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeml.runtime.backends import Array
 from edgeml.wire.manifest import Format
+from tests.unit.bundles import tflite_buffer, tflite_tensor
 from tests.unit.mil_builder import package
 
 
@@ -70,7 +71,7 @@ def _tflite(
     names, held, kinds = list(shapes), list(constants), list(dict.fromkeys(kind for kind, _, _ in operators))
     graph = schema.SubGraphT()
     graph.tensors = [
-        _tensor(schema, name, shape, held.index(name) + 1 if name in held else 0) for name, shape in shapes.items()
+        tflite_tensor(schema, name, list(shape), held.index(name) + 1 if name in held else 0) for name, shape in shapes.items()
     ]
     graph.inputs, graph.outputs, graph.operators = [0], [len(names) - 1], []
     for kind, inputs, output in operators:
@@ -86,7 +87,7 @@ def _tflite(
     model = schema.ModelT()
     model.version, model.subgraphs = 3, [graph]
     model.operatorCodes = [_code(schema, kind) for kind in kinds]
-    model.buffers = [_buffer(schema, data) for data in (b"", *(values.tobytes() for values in constants.values()))]
+    model.buffers = [tflite_buffer(schema, data) for data in (b"", *(values.tobytes() for values in constants.values()))]
     builder = flatbuffers.Builder(1 << 14)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
@@ -107,15 +108,3 @@ def dense_coreml(weights: Array, bias: Array) -> bytes:
 def input_of(format_: Format) -> str:
     """What the dense layer's input is called."""
     return "x0" if format_ == "coreml" else "x"
-
-
-def _tensor(schema: Any, name: str, shape: tuple[int, ...], buffer: int) -> Any:
-    tensor = schema.TensorT()
-    tensor.name, tensor.shape, tensor.buffer, tensor.type = name.encode(), list(shape), buffer, schema.TensorType.FLOAT32
-    return tensor
-
-
-def _buffer(schema: Any, data: bytes) -> Any:
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(data, np.uint8) if data else None
-    return buffer
