@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--precisions", default=PRECISIONS)
     parser.add_argument("--results", type=Path, default=results.place())
     parser.add_argument("--fresh", action="store_true", help="export again what has a result")
+    parser.add_argument("--markdown", action="store_true", help="int8 alone, as a table for a document")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     names = asked.models.split(",")
@@ -38,7 +39,9 @@ def main() -> None:
     if asked.step == "export":
         export(names, asked)
     lines = [line for name, line in results.read(asked.results).items() if name in names]
-    if not asked.json:
+    if asked.markdown:
+        print(results.markdown(lines))
+    elif not asked.json:
         print("\n".join(map(results.table, lines)))
     print(json.dumps(results.summary(lines)))
 

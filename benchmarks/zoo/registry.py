@@ -70,7 +70,7 @@ MADE: Final = (
     ),
     Recipe(
         "photo-vit", "vision transformer", "torch", "vision_nets:VisionTransformer", pictures.photos_first, top1, TENTH,
-        epochs=12, rate=2e-3,
+        epochs=5, rate=2e-3,
     ),
     Recipe("photo-resnet", "ResNet", "savedmodel", "keras_nets:resnet", pictures.photos_last, top1, TENTH, epochs=10),
     Recipe(

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.zoo.recipe import CACHE
+from benchmarks.zoo.registry import ZOO
 from benchmarks.zoo.running import BUDGET, Cell, Line
 
 FILE: Final = "results.jsonl"
@@ -58,6 +59,26 @@ def _row(line: Line, cell: Cell) -> str:
     if cell.silent is not None:
         words += f"  SILENT: {cell.silent}"
     return words + (f"  {cell.error}" if cell.error else "")
+
+
+def markdown(lines: Iterable[Line]) -> str:
+    """int8 of each model, format by format: points lost, [bound], share of fp32's bytes."""
+    head = "| model | source | score (chance) | ONNX | TFLite | Core ML |\n|---|---|---|---|---|---|"
+    rows = []
+    for line in lines:
+        cells = {cell.format: _short(line, cell) for cell in line.cells if cell.precision == "int8"}
+        told = " | ".join(cells.get(name, line.error or "") for name in ("onnx", "tflite", "coreml"))
+        rows.append(f"| {line.model} | {ZOO[line.model].kind} | {line.score:.3f} ({line.chance:.2f}) | {told} |")
+    return "\n".join([head, *rows])
+
+
+def _short(line: Line, cell: Cell) -> str:
+    if cell.drop is None or cell.upper95 is None:
+        return cell.error or cell.status
+    whole = _whole(line, cell)
+    words = f"{cell.drop:+.2f} [{cell.upper95:.2f}]" + (f", {cell.bytes / whole:.0%}" if whole else "")
+    words += f", {cell.kept_float} left float" if cell.kept_float else ""
+    return words if cell.status == "pass" else f"**{cell.status}** {words}"
 
 
 def summary(lines: Iterable[Line]) -> dict[str, Any]:
