@@ -217,3 +217,23 @@ def test_float16_keeps_float_inputs_and_what_would_overflow() -> None:
     assert run(half, x) == pytest.approx(run(dense(), x), abs=0.02)
     assert np.isfinite(run(to_fp16_onnx(large).model, x)).all()
     assert to_fp16_onnx(dense()).model == half
+
+
+def test_weights_of_recurrent_operators_are_stored_as_int8() -> None:
+    chance = np.random.default_rng(0)
+    sizes = {"w": (1, 96, 16), "r": (1, 96, 32), "head": (32, 8)}
+    arrays = {name: chance.normal(0, 0.2, shape).astype(np.float32) for name, shape in sizes.items()}
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18]>
+        agraph (float[5, 1, 16] x, float[1, 96, 16] w, float[1, 96, 32] r, float[32, 8] head) => (float[1, 1, 8] y) {
+          all, last = GRU<hidden_size = 32>(x, w, r)
+          y = MatMul(last, head)
+        }""")
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in arrays.items())
+    del model.graph.input[1:]
+    samples = chance.normal(size=(40, 5, 1, 16)).astype(np.float32)
+    quantized = to_int8_onnx(model.SerializeToString(), {"x": samples}).model
+    stored = {tuple(tensor.dims): tensor.data_type for tensor in onnx.load_from_string(quantized).graph.initializer}
+    assert {stored[sizes[name]] for name in sizes} == {onnx.TensorProto.INT8}
+    before, after = (open_onnx(one, EngineOptions()) for one in (model.SerializeToString(), quantized))
+    difference = np.concatenate([after.run([x])[0] - before.run([x])[0] for x in samples])
+    assert np.abs(difference).max() < 0.05 * np.abs(np.concatenate([before.run([x])[0] for x in samples])).max()

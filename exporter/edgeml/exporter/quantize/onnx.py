@@ -6,7 +6,10 @@ operators. The others change weights and what reads them, as `onnx_weights`, `on
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
+
+import onnx
 
 from edgeml.exporter.calibrate.checks import beyond_float16, overflow_warnings
 from edgeml.exporter.calibrate.feeds import Feeds
@@ -16,7 +19,7 @@ from edgeml.exporter.quantize.fold import ready
 from edgeml.exporter.quantize.onnx_dynamic import write_dynamic
 from edgeml.exporter.quantize.onnx_half import to_half
 from edgeml.exporter.quantize.onnx_network import OnnxNetwork, with_biases
-from edgeml.exporter.quantize.onnx_weights import OPSET21, SmallWeights, at_opset
+from edgeml.exporter.quantize.onnx_weights import OPSET21, RECURRENT, SmallWeights, at_opset
 from edgeml.exporter.quantize.qdq import shorten_names
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.static import to_int8, to_int16
@@ -66,7 +69,20 @@ def to_int8_onnx(
         UnsupportedError: nothing in the model can be quantized.
     """
     del task  # the error that chooses is the same for both
-    return _with_integers(to_int8(open_onnx_network(model, keep_float), model, feeds, ranges))
+    made = to_int8(open_onnx_network(model, keep_float), model, feeds, ranges)
+    return _with_integers(_with_recurrent_weights(made, keep_float))
+
+
+def _with_recurrent_weights(made: Quantized, keep_float: frozenset[str]) -> Quantized:
+    """LSTM and GRU compute in float32 on every engine; their weights are stored as int8 all the same."""
+    proto = onnx.load_from_string(made.model)
+    small = SmallWeights(proto, {}, keep_float)
+    small.write(8, RECURRENT)
+    if not small.counts[8]:
+        return made
+    note = f"{small.counts[8]} weight tensors of recurrent operators are int8, a scale per channel; they compute in float32"
+    shorten_names(proto)
+    return replace(made, model=proto.SerializeToString(deterministic=True), notes=(*made.notes, note))
 
 
 def to_int16_onnx(

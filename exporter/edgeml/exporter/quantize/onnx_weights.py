@@ -21,6 +21,7 @@ from edgeml.wire.errors import UnsupportedError
 
 OPSET21: Final = 21  # the first with 4-bit integers, blocks, and 16 bits in QuantizeLinear
 IR10: Final = 10  # what goes with it
+RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})  # no engine runs them on integers
 
 
 def places(node: Any) -> dict[int, tuple[int, int]]:
@@ -86,12 +87,12 @@ class SmallWeights:
         self._stored: dict[tuple[str, int, int], str] = {}
         self._before: list[Any] = []
 
-    def write(self, bits: int) -> None:
-        """Store every weight of the graph that still is float32."""
+    def write(self, bits: int, only: frozenset[str] | None = None) -> None:
+        """Store every weight of the graph that still is float32; of `only` these kinds of operators, if given."""
         nodes = list(self.graph.node)
         del self.graph.node[:]
         for node in nodes:
-            if self.keep_float & set(node.output):
+            if self.keep_float & set(node.output) or (only is not None and node.op_type not in only):
                 self.graph.node.append(node)
             elif _is_table(node) and self._is_weight(node.input[0]):
                 self._look_up(node)
