@@ -1,4 +1,6 @@
-"""What slow jobs gave, kept for the next export: conversions, what a source is and answers, quantized forms. Never a verdict.
+"""What slow jobs gave, kept for the next export: conversions, a source's answers, quantized forms, a search's measurements.
+
+Never the verdict on what is packed.
 
 An entry is found by a digest of everything its job depends on: the source by content, options, samples, this package's own
 code, the versions of all libraries. It is checked against its own digest before it is believed. Writers rename whole files
