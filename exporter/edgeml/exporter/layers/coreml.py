@@ -15,7 +15,7 @@ from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.wire.manifest import Format
 
-CONSTANT = "const"
+WIDE = frozenset({"int32", "int64", "uint32", "uint64"})  # axes and shapes beside the codes
 
 
 class CoremlModel:
@@ -60,7 +60,7 @@ class CoremlModel:
             if not read:
                 if op.type.startswith("constexpr"):
                     kinds = [a.dtype for arguments in op.inputs.values() for a in arguments if not isinstance(a, Ref)]
-                    small = [kind for kind in kinds if "int" in kind]
+                    small = sorted(kind for kind in kinds if "int" in kind and kind not in WIDE)
                     unpacked |= dict.fromkeys(outputs, small[0] if small else "int8")
                 continue
             moving.update(outputs)
