@@ -74,7 +74,7 @@ MADE: Final = (
     ),
     Recipe("photo-resnet", "ResNet", "savedmodel", "keras_nets:resnet", pictures.photos_last, top1, TENTH, epochs=10),
     Recipe(
-        "scene-unet", "U-Net-like, masks", "onnx", "vision_nets:UNet", pictures.masks, overlap, 0.25, "mask", epochs=3,
+        "scene-unet", "U-Net-like, masks", "onnx", "vision_nets:UNet", pictures.masks, overlap, 0.25, "mask", epochs=2,
         metric=f"{METRICS}:overlap",
     ),
     Recipe(

@@ -133,3 +133,24 @@ def test_float16_halves_the_weights_and_keeps_float_inputs() -> None:
     assert len(half) < 0.52 * len(MODEL)
     assert run(half, samples(4)) == pytest.approx(run(MODEL, samples(4)), abs=0.02)
     assert to_fp16_tflite(MODEL) == half
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # litert-torch's
+def test_a_constant_that_shares_its_operators_scale_is_quantized() -> None:
+    """The floor under a length, in an embedding divided by it."""
+    torch, litert_torch = pytest.importorskip("torch"), pytest.importorskip("litert_torch")
+    layers = torch.nn.Linear(8, 6).eval()
+
+    class Unit(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is Any here
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.normalize(layers(x), dim=1)
+
+    net, x = Unit().eval(), np.random.default_rng(3).normal(size=(64, 8)).astype(np.float32)
+    model = litert_torch.convert(net, (torch.zeros(1, 8),)).model_content()
+    name = open_tflite(model, EngineOptions()).inputs[0].name
+    backend = open_tflite(to_int8_tflite(model, {name: x}).model, EngineOptions())
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x)).numpy()
+    got = np.concatenate([backend.run([row[None]])[0] for row in x])
+    assert np.abs(got - expected).max() < 0.1

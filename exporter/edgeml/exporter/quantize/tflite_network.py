@@ -118,7 +118,7 @@ class TfliteNetwork:
         return values.reshape(-1, self._values(layer.weights).shape[1]) if tensor == layer.source else values
 
     def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
-        found = {name: (np.array([low], np.float32), np.array([high], np.float32)) for name, (low, high) in ranges.items()}
+        found = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in ranges.items()}
         found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
         return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits, whole=self._whole)
 
