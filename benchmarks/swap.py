@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -40,6 +41,7 @@ CALLERS: Final = 4
 WARM_SWAPS: Final = 15  # until the engine's and Python's own pools have their size
 LOOKED_AT: Final = 10  # swaps whose memory is averaged, at the start and at the end
 CRASH_EVERY: Final = 10  # swaps
+WINDOW_EVERY: Final = 10  # swaps; an agent tells its windows every minute, and with them goes what was left of old versions
 BIASES: Final = {"1.0.0": 0.0, "1.1.0": 50.0}  # so that one number tells the versions apart
 SETTLE_S: Final = 0.05
 
@@ -110,6 +112,7 @@ def run_pass(bundles: dict[str, Path], swaps: int, *, flag: Path | None) -> Pass
     for caller in callers:
         caller.start()
     resident: list[float] = []
+    sequence = itertools.count(1)
     refused = 0
     started = time.perf_counter()
     for number in range(WARM_SWAPS + swaps):
@@ -118,6 +121,9 @@ def run_pass(bundles: dict[str, Path], swaps: int, *, flag: Path | None) -> Pass
             refused += is_refused(host, flag, digests[version], bundles[version])
             crash_one(host, load)
         host.switch("toy", digests[version], bundles[version])
+        if number % WINDOW_EVERY == 0:
+            for _ in host.windows("bench", 1, sequence.__next__):
+                pass
         resident.append(settled_mib(host))
     seconds = time.perf_counter() - started
     stop.set()
