@@ -122,26 +122,26 @@ class Search:
     def _descend(self, order: Sequence[int]) -> Found:
         """From the most left float to the fewest, while they pass; where already the first does not, while none fails.
 
-        A set that passes after one that did not proves nothing, so then the error is shared among all that were looked at.
+        A set that passes after one that did not proves nothing by itself. So then the error is shared among all that were
+        looked at: the smallest that passes even so is taken, or else the smallest.
         """
         accepted: frozenset[Status] = frozenset({"pass"})
-        taken: tuple[SetTried, Path, list[str]] | None = None
+        good: list[tuple[SetTried, Path, list[str]]] = []
         for size in order:
             tried, model, notes = self._try(size)
             self._tried.append(tried)
-            if taken is None and (tried.status == "fail" or (tried.status == "inconclusive" == self.missed)):
+            if not good and (tried.status == "fail" or (tried.status == "inconclusive" == self.missed)):
                 return self._without(self._hopeless(tried))
-            if taken is None and tried.status == "inconclusive":
+            if not good and tried.status == "inconclusive":
                 accepted = frozenset({"pass", "inconclusive"})
             if tried.status not in accepted:
                 break
-            taken = tried, model, notes
-        assert taken is not None, "there is a first size"
-        tried, model, notes = taken
+            good.append((tried, model, notes))
+        chances = CHANCES if len(accepted) == 1 else CHANCES * len(self._tried)
+        tried, model, notes = good[-1] if chances == CHANCES else self._proved(good, chances)
         kept = tuple(_kept(one) for one in self._ranked[: tried.kept])
         names = ", ".join(repr(short(one.name)) for one in kept[:SAID]) + (", …" if len(kept) > SAID else "")
         sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {names}"
-        chances = CHANCES if len(accepted) == 1 else 1 + len(self._tried)
         told = _notes(kept, self._tried, chances)
         return Found(self._record(sentence, taken=tried.kept), model, (*notes, *told), kept, chances)
 
@@ -155,16 +155,30 @@ class Search:
                 quantizing=msgspec.to_builtins(self.quantizing), kept=kept,
             )  # fmt: skip
             self._in_time(step)
-            trial = msgspec.structs.replace(self.quantizing.trial, chances=CHANCES)
-            answer, _ = self.desk.ask(
-                "repair_jobs:look_at", {"file": identity(out)[0], **self._judged_by(trial)},
-                trial=msgspec.to_builtins(trial), format=self.quantizing.format, precision=self.quantizing.precision,
-                model=str(out),
-            )  # fmt: skip
-            looked = msgspec.convert(answer, Looked)
+            looked = self._look(out, CHANCES)
             tried = SetTried(size, out.stat().st_size, looked.status, looked.task, looked.reason)
             step.outcome, step.note = looked.status, _said(tried)
         return tried, out, list(notes)
+
+    def _proved(self, good: Sequence[tuple[SetTried, Path, list[str]]], chances: int) -> tuple[SetTried, Path, list[str]]:
+        """The smallest set that passes with the error shared among so many chances; the smallest of all if none does."""
+        with self.desk.step(f"{self._name} compare") as step:
+            for one in reversed(good):
+                self._in_time(step)
+                if one[0].status == "pass" and self._look(one[1], chances).status == "pass":
+                    step.note = f"{_operators(one[0].kept)} left float pass though {len(self._tried)} sets were looked at"
+                    return one
+            step.note = f"none passes when {len(self._tried)} sets were looked at"
+        return good[-1]
+
+    def _look(self, model: Path, chances: int) -> Looked:
+        trial = msgspec.structs.replace(self.quantizing.trial, chances=chances)
+        answer, _ = self.desk.ask(
+            "repair_jobs:look_at", {"file": identity(model)[0], **self._judged_by(trial)},
+            trial=msgspec.to_builtins(trial), format=self.quantizing.format, precision=self.quantizing.precision,
+            model=str(model),
+        )  # fmt: skip
+        return msgspec.convert(answer, Looked)
 
     def _judged_by(self, trial: Trial) -> dict[str, object]:
         """What a verdict depends on, besides the file."""
