@@ -52,7 +52,9 @@ class Samples:
         """What one call is fed, sample after sample: the batch axis of 1 is put back where the signature has one."""
         for index in range(len(self)):
             yield {
-                spec.name: self.inputs[spec.name][index : index + 1] if spec.has_batch else self.inputs[spec.name][index]
+                spec.name: self.inputs[spec.name][index : index + 1]
+                if spec.has_batch
+                else np.asarray(self.inputs[spec.name][index])
                 for spec in signature.inputs
             }
 

@@ -124,7 +124,7 @@ class _Shift:
 def sample_as(spec: TensorSpec, sample: Array) -> Array:
     """One stored sample with every axis of the signature: a sample is kept without its batch axis of 1."""
     if sample.ndim == len(spec.shape):
-        return np.ascontiguousarray(sample)
+        return np.asarray(sample, order="C")
     shape = tuple(1 if axis == BATCH else axis for axis in spec.shape)
     if all(isinstance(axis, int) for axis in shape) and math.prod(int(axis) for axis in shape) == sample.size:
         return np.ascontiguousarray(sample).reshape([int(axis) for axis in shape])

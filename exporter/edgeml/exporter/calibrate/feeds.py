@@ -63,4 +63,4 @@ def outputs(backend: Backend, feeds: Feeds) -> list[Array]:
 def _shaped(sample: Array, tensor: RawTensor) -> Array:
     with_batch = sample.ndim == len(tensor.shape) - 1
     values = sample[np.newaxis] if with_batch else sample
-    return np.ascontiguousarray(values.astype(tensor.dtype, copy=False))
+    return np.asarray(values, tensor.dtype, order="C")

@@ -65,7 +65,7 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     ref = msgspec.convert(source, SourceRef)
     model = load(ref)
     batch = torch.export.Dim(BATCH, min=1)
-    shapes = tuple(_open_axes(torch, spec, batch) for spec in model.signature.inputs)
+    shapes = tuple(_open_axes(torch, spec, batch if model.any_batch else None) for spec in model.signature.inputs)
     try:
         program = torch.onnx.export(
             as_operators(model) if ref.kind == "torchscript" else model.module,
@@ -83,11 +83,10 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
 
 
 def _open_axes(torch: Any, spec: TensorSpec, batch: Any) -> dict[int, Any] | None:
-    """Which axes stay open: the batch, and those that have a name."""
-    found = {
-        axis: batch if size == BATCH else torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if isinstance(size, str)
-    }
-    return (found if spec.has_batch or BATCH not in spec.shape else None) or None
+    """Which axes stay open: those that have a name, and the batch unless it is `None`."""
+    named = {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+    found = {axis: batch if size == BATCH else torch.export.Dim.AUTO for axis, size in named.items()}
+    return {axis: dim for axis, dim in found.items() if dim is not None} or None
 
 
 def from_onnx(source: dict[str, Any], out: str) -> list[str]:

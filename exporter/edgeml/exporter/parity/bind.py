@@ -215,7 +215,7 @@ def _run(backend: Backend, assignment: Sequence[_Option], samples: Mapping[str, 
                 value = value.transpose(option.permute)
             if value.ndim != len(option.raw.shape):
                 value = value.reshape([1 if size is None else size for size in option.raw.shape])
-            feed.append(np.ascontiguousarray(_to_raw(value, option.raw)))
+            feed.append(np.asarray(_to_raw(value, option.raw), order="C"))
         calls.append(backend.run(feed))
     return [_from_raw(np.stack(values), raw) for values, raw in zip(zip(*calls, strict=True), backend.outputs, strict=True)]
 

@@ -84,7 +84,7 @@ class SourceModel(msgspec.Struct, frozen=True):
 
 def feed(sample: Array, spec: TensorSpec, start: int, count: int) -> Array:
     """What one call is fed for `spec` from `count` samples at `start`: without a batch axis it is one sample, bare."""
-    return sample[start : start + count] if spec.has_batch else sample[start]
+    return sample[start : start + count] if spec.has_batch else np.asarray(sample[start])
 
 
 def write_arrays(path: Path | str, arrays: Sequence[Array]) -> None:

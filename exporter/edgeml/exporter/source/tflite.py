@@ -130,10 +130,8 @@ def stored_precision(data: bytes, parsed: Any) -> Precision:
 
 def _quantized(parsed: Any, weights: str, made: Counter[str]) -> Precision:
     whole = made["int8"] + made["uint8"]
-    if made["int16"] > whole:
-        return "int16"
-    if whole > made["float32"]:
-        return "int8"
+    if whole or made["int16"]:  # what operators hand on is whole numbers: not the weights alone were rounded
+        return "int16" if made["int16"] > whole else "int8"
     if weights in {"int4", "uint4"}:
         return "int4-weights"
     codes = {parsed.operatorCodes[op.opcodeIndex].builtinCode for graph in parsed.subgraphs for op in graph.operators or ()}

@@ -43,6 +43,7 @@ from edgeml.wire.errors import EdgemlError, MissingExtraError, ModelError, PlanE
 from edgeml.wire.manifest import BATCH, Signature, TensorSpec
 
 CHUNK: Final = 64  # samples a call of the reference
+APART: Final = 4  # samples in one call that are compared with one call each
 PROBES: Final = (2, 3)  # batch sizes that show which axes grow
 
 
@@ -272,18 +273,28 @@ def _grown_shapes(torch: Any, flat: Any, examples: tuple[Any, ...]) -> set[str]:
 
 
 def _apart(torch: Any, flat: Any, examples: tuple[Any, ...]) -> bool:
-    """Whether two samples in one call are answered as each by itself: what mixes them takes one sample a call."""
+    """Whether samples in one call are answered as each by itself: what mixes them takes one sample a call."""
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(tensor: Any, count: int) -> Any:
-        many = tensor[:1].repeat(count, *[1] * (tensor.ndim - 1))
-        return many + torch.randn(many.shape, generator=generator, dtype=many.dtype) if many.is_floating_point() else many
+    def drawn(tensor: Any) -> Any:
+        many = tensor[:1].repeat(APART, *[1] * (tensor.ndim - 1))
+        return torch.randn(many.shape, generator=generator).to(many.dtype) if many.is_floating_point() else many
 
-    fed = [drawn(tensor, 2) if _stacks(tensor, examples) else tensor for tensor in examples]
-    one = [tensor[:1] if _stacks(tensor, examples) else tensor for tensor in fed]
+    stacked = [_stacks(tensor, examples) for tensor in examples]
+    fed = [drawn(tensor) if stacks else tensor for tensor, stacks in zip(examples, stacked, strict=True)]
     with torch.no_grad():
-        pairs = [(got, alone) for got, alone in zip(flat(*fed), flat(*one), strict=True) if got.ndim and got.shape[0] == 2]
-    return all(torch.allclose(got[:1].double(), alone.double(), rtol=1e-3, atol=1e-4, equal_nan=True) for got, alone in pairs)
+        together = flat(*fed)
+        for index in range(APART):
+            one = [tensor[index : index + 1] if stacks else tensor for tensor, stacks in zip(fed, stacked, strict=True)]
+            for whole, alone in zip(together, flat(*one), strict=True):
+                part = whole[index : index + 1]
+                if (
+                    whole.ndim
+                    and whole.shape[0] == APART
+                    and not torch.allclose(part.double(), alone.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
+                ):
+                    return False
+    return True
 
 
 def _spec(name: str, tensor: Any, *, stacks: bool) -> TensorSpec:
@@ -350,8 +361,7 @@ def reference(source: dict[str, Any], inputs: str, out: str) -> None:
     with torch.no_grad():
         for start in range(0, len(next(iter(feeds.values()))), count):
             tensors = [
-                torch.from_numpy(np.ascontiguousarray(feed(feeds[spec.name], spec, start, count)))
-                for spec in model.signature.inputs
+                torch.from_numpy(feed(feeds[spec.name], spec, start, count).copy(order="C")) for spec in model.signature.inputs
             ]
             calls.append([tensor.numpy() for tensor in model.module(*tensors)])
     write_arrays(out, gather(calls, model.signature))
