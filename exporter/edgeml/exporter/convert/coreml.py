@@ -42,7 +42,15 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
     def convert(target: str) -> Any:
         return _convert(ct, [function], target, source="tensorflow", outputs=outputs)
 
-    return _write(_first_target(convert), load(ref).signature, out)
+    try:
+        model = _first_target(convert)
+    except UnsupportedError as error:
+        if {node.op for node in function.graph.as_graph_def().node} & {"While", "StatelessWhile"}:
+            raise UnsupportedError(
+                "coremltools cannot convert operator 'While', a recurrent layer's loop", hint="build the layer with unroll=True"
+            ) from error
+        raise
+    return _write(model, load(ref).signature, out)
 
 
 def from_torch(source: dict[str, Any], out: str) -> list[str]:

@@ -226,7 +226,9 @@ def frozen(source: SourceRef, batch: int | None, *, free: bool = False) -> Any:
         for spec in model.signature.inputs
     ]
     function = tf.function(lambda *tensors: tuple(model.call(tensors)), autograph=False)
-    return convert_variables_to_constants_v2(function.get_concrete_function(*specs))
+    concrete = function.get_concrete_function(*specs)
+    # Loops stay whole: as switches and merges, ONNX Runtime cannot load them, nor coremltools read them.
+    return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
 
 
 def _size(size: int | str, batch: int | None, sizes: Mapping[str, int] | None) -> int | None:
