@@ -34,7 +34,7 @@ open("three.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved
 
 class Signed(tf.Module):
     def __init__(self):
-        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(128)] for row in range(4)])
+        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(64)] for row in range(4)])
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
     def once(self, x):
@@ -56,8 +56,8 @@ LEGACY: Final = """
 import tf_keras as keras
 keras.utils.set_random_seed(1)
 left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
-hidden = keras.layers.Dense(64, activation="relu")(keras.layers.Concatenate()([left, right]))
-outputs = [keras.layers.Dense(8, name="one")(hidden), keras.layers.Dense(8, name="two")(hidden)]
+hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Concatenate()([left, right]))
+outputs = [keras.layers.Dense(4, name="one")(hidden), keras.layers.Dense(4, name="two")(hidden)]
 keras.Model([left, right], outputs).save("two.h5")
 x = keras.Input((4,), name="x")
 keras.Model(x, keras.layers.Lambda(lambda t: t * 2, name="doubled")(x)).save("lambda.h5")
@@ -111,8 +111,7 @@ class Two(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.table = torch.nn.Embedding(64, 6)
-        self.mix = torch.nn.Sequential(torch.nn.Linear(9, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        self.table, self.mix = torch.nn.Embedding(20, 6), torch.nn.Linear(9, 4)
 
     def forward(self, tokens, extra):
         pooled = self.table(tokens).mean(1)
@@ -238,7 +237,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 def network():
     x, y = load_iris(return_X_y=True)
-    return make_pipeline(StandardScaler(), MLPClassifier((64, 64), random_state=0)).fit(x, y)
+    return make_pipeline(StandardScaler(), MLPClassifier((8,), random_state=0)).fit(x, y)
 
 
 def tree():
