@@ -11,16 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgeml.exporter.precision import AVAILABLE, PRECISIONS
+from edgeml.wire.manifest import Format, Precision
 from tests.system import export_sources
 
-FORMATS: Final = ("onnx", "tflite", "coreml")
-TITLES: Final = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
+FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite", "coreml")
+TITLES: Final[dict[Format, str]] = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
 
 Cells = dict[tuple[str, str], str]
 """(format, precision) -> "yes", "refused: …" or "FAILED: …"."""
@@ -57,19 +58,22 @@ CASES: Final = (
 )
 
 
-def run_case(case: Case, folder: Path, formats: Iterable[str] = FORMATS, precisions: Iterable[str] = PRECISIONS) -> Cells:
+def run_case(
+    case: Case, folder: Path, formats: Sequence[Format] = FORMATS, precisions: Sequence[Precision] = PRECISIONS
+) -> Cells:
     """What became of each cell, by the report of `edgeml export`. Budgets are not the question: every drop is accepted."""
+    made = [precision for precision in precisions if any(precision in AVAILABLE[format_] for format_ in formats)]
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "edgeml.cli", "export", *case.arguments, "--to", ",".join(formats), "--precision",
-            ",".join(precisions), "--max-drop", "100", "--repair-time", "0", "--json", "-o", out,
+            ",".join(made), "--max-drop", "100", "--repair-time", "0", "--json", "-o", out,
         ]  # fmt: skip
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **told(folder)}
         )
     if not done.stdout.startswith("{"):
         refusal = _refusal(done.stderr.strip().removeprefix("error: "), done.returncode)
-        return {(format_, precision): refusal for format_ in formats for precision in precisions}
+        return {(format_, precision): refusal for format_ in formats for precision in made if precision in AVAILABLE[format_]}
     report: dict[str, Any] = json.loads(done.stdout)
     return {(one["format"], one["precision"]): _cell(one) for one in report["artifacts"]}
 
