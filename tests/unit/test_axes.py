@@ -127,3 +127,15 @@ def test_an_exported_program_keeps_its_open_axes() -> None:
 def test_examples_take_the_samples_sizes() -> None:
     (example,) = resized((torch.ones(1, 8, 3),), opened({"x": {1: "frames"}}), {"frames": 5})
     assert example.shape == (1, 5, 3)
+
+
+class Centred(torch.nn.Module):
+    """Takes the mean of all samples of a call away from each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean()
+
+
+def test_a_module_that_mixes_its_samples_takes_one_a_call() -> None:
+    assert not describe_module(Centred(), (torch.zeros(1, 4),)).any_batch
+    assert describe_module(torch.nn.Linear(4, 2).eval(), (torch.zeros(1, 4),)).any_batch

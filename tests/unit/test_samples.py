@@ -257,3 +257,9 @@ def test_overlap_counts_equal_samples_whatever_their_labels() -> None:
     assert evaluation.overlap(calibration) == 2
     assert evaluation.describe(calibration).overlap == 2
     assert evaluation.take([0, 2]).overlap(calibration) == 0
+
+
+def test_a_scalar_input_is_fed_as_an_array_without_axes() -> None:
+    signature = Signature((TensorSpec("gain", "float32", ()),), (TensorSpec("y", "float32", ()),))
+    fed = [feed["gain"] for feed in make_samples({"gain": np.array([1, 2], np.float32)}).feeds(signature)]
+    assert [(type(value), value.shape, float(value)) for value in fed] == [(np.ndarray, (), 1.0), (np.ndarray, (), 2.0)]
