@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from edgeml.exporter.precision import AVAILABLE, PRECISIONS
+from edgeml.wire.manifest import Format
 from tests.system import export_sources
 from tests.system.support import CASES, FORMATS, TITLES, Cells, read_page, run_case, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
-SAMPLED = {
+SAMPLED: dict[str, tuple[Format, ...]] = {
     "scikit-learn, trees": ("onnx", "tflite"),
     "scikit-learn, linear and neural": ("onnx",),
     "PyTorch, a state (GRU cell)": ("onnx",),

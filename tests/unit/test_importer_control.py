@@ -40,4 +40,4 @@ def test_a_trace_of_a_branch_on_data_is_refused_by_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(UnsupportedError, match=r"'If' .node 'which'.: which way it goes depends on data"):
-            torch.jit.trace(to_torch(branching()), (torch.ones(2),))
+            torch.jit.trace(to_torch(branching()), (torch.ones(2),))  # type: ignore[no-untyped-call]  # torch leaves it so
