@@ -10,7 +10,7 @@
 
 Each quantizes our fp32 file in a process of its own (wall time without imports, peak memory with them) and is run on the zoo's
 evaluation samples. Ours is what an export calls, before anything is kept in float. `drop`: points of the zoo's own score, and
-the one-sided 95 % bound of its mean paired difference · `agree`: same class as the source · `max`: largest |difference| over
+its one-sided 95 % bound, paired · `agree`: same class as the source · `max`: largest |difference| over
 the source's range · `rms`: rms difference over the source's deviation. Results are kept in a file, line by line, and a run goes
 on where the last one stopped. Olive and optimum-onnx live in environments of their own, named by EDGEML_PEER_OLIVE and
 EDGEML_PEER_OPTIMUM (their python); how to make them: benchmarks/README.md.
@@ -38,8 +38,9 @@ from benchmarks.zoo.recipe import CACHE
 from benchmarks.zoo.registry import ZOO
 from benchmarks.zoo.running import code_digest
 from benchmarks.zoo.samples import ROOT
-from edgeml.exporter.parity.intervals import mean_upper
+from edgeml.exporter.parity.intervals import drop_upper, mean_upper
 from edgeml.exporter.parity.metrics import relative_rms, spread
+from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError
 
 ELSEWHERE: Final = {"olive": "EDGEML_PEER_OLIVE", "optimum": "EDGEML_PEER_OPTIMUM"}  # rivals with a python of their own
@@ -136,17 +137,24 @@ def judged(quantizer: str, folder: Path, subject: Subject) -> dict[str, Any]:
         return spent | {"failure": "its answers are not finite"}
     source, samples = subject.source[: len(got)], subject.samples.first(len(got))
     before, after = (subject.recipe.score(one, samples, source) for one in (source, got))
-    lost = 100 * (before - after)
+    lost = before - after
     found = {
         "max": float(np.abs(got.astype(np.float64) - source).max()) / spread(source),
         "rms": relative_rms(source, got),
-        "drop": float(lost.mean()),
-        "upper95": mean_upper(lost),
+        "drop": 100 * float(lost.mean()),
+        "upper95": 100 * upper(lost),
     }
     if subject.facts.task == "classify":
         flat, mine = source.reshape(len(source), -1), got.reshape(len(got), -1)
         found["agree"] = float((flat.argmax(axis=1) == mine.argmax(axis=1)).mean())
     return spent | found
+
+
+def upper(lost: Array) -> float:
+    """The one-sided 95 % bound of the mean; where each sample is right or wrong, that of paired proportions."""
+    if set(np.unique(lost)) <= {-1.0, 0.0, 1.0}:
+        return drop_upper(int((lost > 0).sum()), int((lost < 0).sum()), len(lost))
+    return mean_upper(lost)
 
 
 def run_child(quantizer: str, folder: Path) -> dict[str, Any]:

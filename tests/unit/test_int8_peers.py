@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.int8_peers import Row, append, read, summary, text
+import numpy as np
+
+from benchmarks.int8_peers import Row, append, read, summary, text, upper
 
 
 def row(model: str, quantizer: str, drop: float | None, **more: object) -> Row:
@@ -32,3 +34,10 @@ def test_the_newest_row_of_a_model_and_rival_counts(tmp_path: Path) -> None:
     append(row("a", "olive", 0.1), tmp_path / "rows.jsonl")
     known = read(tmp_path / "rows.jsonl")
     assert {key: one.drop for key, one in known.items()} == {("a", "ort"): 0.5, ("a", "olive"): 0.1}
+
+
+def test_the_bound_of_right_and_wrong_answers_is_wilsons_when_none_is_won() -> None:
+    lost = np.zeros(100)
+    lost[:2] = 1  # Wilson's upper bound of 2 in 100 at z = 1.645: (p + z2/2n + z sqrt(p q / n + z2/4n2)) / (1 + z2/n)
+    assert abs(upper(lost) - 0.05865) < 5e-5
+    assert 0.5 < upper(np.linspace(0.4, 0.6, 50)) < 0.53
