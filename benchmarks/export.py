@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks import int8_peers
 from benchmarks.zoo import results
 from benchmarks.zoo.registry import ZOO
 from benchmarks.zoo.running import FORMATS, PRECISIONS
@@ -127,8 +128,10 @@ def tree_rss(pid: int) -> int:
 
 def whole() -> dict[str, Any]:
     """The zoo's summary over all its models, and the rivals'."""
-    subprocess.run([sys.executable, "-m", "benchmarks.zoo", "export", "--json"], check=True, stdout=subprocess.DEVNULL)
-    return results.summary(results.read(results.place()).values())
+    for command in (["benchmarks.zoo", "export"], ["benchmarks.int8_peers", "--json"]):
+        subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    rivals = int8_peers.summary(int8_peers.read(int8_peers.place()).values())
+    return results.summary(results.read(results.place()).values()) | {"peers": rivals}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ ELSEWHERE: Final = {"olive": "EDGEML_PEER_OLIVE", "optimum": "EDGEML_PEER_OPTIMU
 CORE_ML_SAMPLES: Final = 400  # the interpreter takes milliseconds a sample
 LIMIT_S: Final = 600
 BUDGET: Final = 1.0
+BYTES_SHARE: Final = 0.02  # of the best rival's, that ours may be larger by
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--models", default=",".join(ZOO))
     parser.add_argument("--quantizers", default=",".join(FORMAT))
-    parser.add_argument("--results", type=Path, default=Path(os.environ.get("EDGEML_PEER_RESULTS") or CACHE / "peers.jsonl"))
+    parser.add_argument("--results", type=Path, default=place())
+    parser.add_argument(
+        "--markdown", action="store_true", help="the summary as a table for a document, and where ours is behind"
+    )
     parser.add_argument("--table", action="store_true", help="print what is there, measure nothing")
     asked = parser.parse_args()
     known = read(asked.results)
@@ -86,10 +90,18 @@ def main() -> None:
                 print(text(row), file=sys.stderr, flush=True)
     rows = [row for row in read(asked.results).values() if row.model in asked.models.split(",")]
     if asked.json:
-        print(json.dumps({"peers": summary(rows), "rows": [asdict(row) for row in rows]}))
+        print(json.dumps({"peers": summary(rows), "behind": behind(rows), "rows": [asdict(row) for row in rows]}))
+        return
+    if asked.markdown:
+        print(markdown(rows), *behind(rows), sep="\n")
         return
     print("\n".join(map(text, rows)))
     print("\n".join(f"{name:18} {told}" for name, told in summary(rows).items()))
+
+
+def place() -> Path:
+    """EDGEML_PEER_RESULTS, or `peers.jsonl` in the zoo's cache."""
+    return Path(os.environ.get("EDGEML_PEER_RESULTS") or CACHE / "peers.jsonl")
 
 
 def read(path: Path) -> dict[tuple[str, str], Row]:
@@ -222,6 +234,50 @@ def summary(rows: Iterable[Row]) -> dict[str, Any]:
             "rss_mib": _middle(good, "rss_mib"),
         }
     return told
+
+
+def behind(rows: Iterable[Row]) -> list[str]:
+    """Where ours does not lead: a rival that agrees more, errs less, or is smaller by more than `BYTES_SHARE`."""
+    told = []
+    by_key = {(row.model, row.quantizer): row for row in rows if row.failure is None and row.inapplicable is None}
+    for (model, quantizer), mine in by_key.items():
+        if not quantizer.startswith("edgeml"):
+            continue
+        rivals = [row for (name, other), row in by_key.items() if name == model and row.format == mine.format and row != mine]
+        for word, worse in (("agree", _agrees_less), ("rms", _errs_more), ("bytes", _is_larger)):
+            better = [row for row in rivals if worse(mine, row)]
+            if better:
+                names = ", ".join(f"{row.quantizer} {getattr(row, word):.4g}" for row in better)
+                told.append(f"{model} {mine.format} {word}: ours {getattr(mine, word):.4g}; {names}")
+    return told
+
+
+def _agrees_less(mine: Row, other: Row) -> bool:
+    return mine.agree is not None and other.agree is not None and mine.agree < other.agree
+
+
+def _errs_more(mine: Row, other: Row) -> bool:
+    return mine.rms is not None and other.rms is not None and mine.rms > other.rms
+
+
+def _is_larger(mine: Row, other: Row) -> bool:
+    return mine.bytes > (1 + BYTES_SHARE) * other.bytes
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A line for each quantizer, format by format."""
+    words = ("models", "failures", "median_drop", "worst_drop", "within_a_point", "median_agree", "median_rms", "median_bytes")
+    words += ("wall_s", "rss_mib")
+    told = summary(rows)
+    lines = [
+        f"| {FORMAT[name]} | {name} | " + " | ".join(_word(one.get(word)) for word in words) + " |"
+        for name, one in told.items()
+    ]
+    return "\n".join(["| format | quantizer | " + " | ".join(words) + " |", "|---" * (len(words) + 2) + "|", *lines])
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
 
 
 def _middle(rows: list[Row], name: str) -> float | None:

@@ -5,7 +5,7 @@
 | kws, ic | the published 1,000; every fifth calibrates, the rest evaluate |
 | vww | the CIFAR photographs, each pixel repeated 3 x 3, in 0..1; split alike; no persons are marked: agreement is the score |
 | sww | spectra (30, 1, 40) of spoken digits in the range of the benchmark's own 45; agreement is the score |
-| ad | five frames of 128 mel bands from the middle of spoken digits at a tenth of full scale, 10 log10(power + 1e-8) |
+| ad | five frames of 128 mel bands from the middle of spoken digits at a tenth of full scale, in decibels; to be given back |
 
 Spoken digits are split by recording as in `sounds`. The autoencoder knows machines:
 of speech it gives back less than half the variance.
@@ -63,7 +63,9 @@ def ad() -> Splits:
         mel = 10 * np.log10(power @ sounds.mel_bank(AD_BANDS, AD_WINDOW, AD_RATE).T + 1e-8)
         return {"x": mel.reshape(len(waves), -1).astype(np.float32)}
 
-    return _unlabelled(sounds.splits(feature))
+    made = sounds.splits(feature)
+    calibrate, evaluate = (Samples(part.inputs, part.inputs["x"], part.origins) for part in (made.calibrate, made.evaluate))
+    return Splits(None, calibrate, evaluate)
 
 
 def _fifths(name: str) -> Splits:

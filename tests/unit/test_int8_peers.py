@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.int8_peers import Row, append, read, summary, text, upper
+from benchmarks.int8_peers import Row, append, behind, read, summary, text, upper
 
 
 def row(model: str, quantizer: str, drop: float | None, **more: object) -> Row:
@@ -41,3 +41,14 @@ def test_the_bound_of_right_and_wrong_answers_is_wilsons_when_none_is_won() -> N
     lost[:2] = 1  # Wilson's upper bound of 2 in 100 at z = 1.645: (p + z2/2n + z sqrt(p q / n + z2/4n2)) / (1 + z2/n)
     assert abs(upper(lost) - 0.05865) < 5e-5
     assert 0.5 < upper(np.linspace(0.4, 0.6, 50)) < 0.53
+
+
+def test_a_rival_that_is_ahead_is_named_with_its_figure() -> None:
+    ours = Row("a", "edgeml-onnx", "onnx", "c", bytes=103, agree=0.99, rms=0.02, max=0.1, drop=0.0, upper95=0.1)
+    ahead = Row("a", "ort", "onnx", "c", bytes=100, agree=1.0, rms=0.03, max=0.1, drop=0.0, upper95=0.1)
+    elsewhere = Row("b", "ort", "onnx", "c", bytes=1, agree=1.0, rms=0.0, max=0.0, drop=0.0, upper95=0.1)
+    broken = Row("a", "olive", "onnx", "c", failure="it does not run")
+    assert behind([ours, ahead, elsewhere, broken]) == [
+        "a onnx agree: ours 0.99; ort 1",
+        "a onnx bytes: ours 103; ort 100",
+    ]
