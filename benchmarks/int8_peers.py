@@ -266,8 +266,10 @@ def _is_larger(mine: Row, other: Row) -> bool:
 
 def markdown(rows: Iterable[Row]) -> str:
     """A line for each quantizer, format by format."""
-    words = ("models", "failures", "median_drop", "worst_drop", "within_a_point", "median_agree", "median_rms", "median_bytes")
-    words += ("wall_s", "rss_mib")
+    words = (
+        "models", "failures", "median_drop", "worst_drop", "within_a_point", "median_agree", "median_rms", "median_bytes",
+        "wall_s", "rss_mib",
+    )  # fmt: skip
     told = summary(rows)
     lines = [
         f"| {FORMAT[name]} | {name} | " + " | ".join(_word(one.get(word)) for word in words) + " |"
