@@ -200,7 +200,7 @@ BAD = {
     "floats for integers": (["nets.py:two", "--calib", "floats.npz"], 2, "expected int64, got float32; round it yourself"),
     "NaN weights in torch": (["nets.py:nan"], 2, "weight 'weight' holds NaN or infinity in 1 of 8 values"),
     "factory that raises": (["nets.py:raises"], 2, "no weights here"),
-    "factory of the wrong thing": (["nets.py:wrong"], 2, "expected a torch.nn.Module, got dict"),
+    "factory of the wrong thing": (["nets.py:wrong"], 2, "expected a torch.nn.Module or a scikit-learn estimator, got dict"),
     "no such factory": (["nets.py:nothing"], 2, "has no function 'nothing'"),
     "no shapes": (["nets.py:shapeless"], 2, "return (module, example_inputs)"),
     "pickle without trust": (["weights.pth"], 2, "is a pickle"),
