@@ -13,7 +13,7 @@ import pytest
 from tests.unit.bundles import FULL, make_bundle, onnx_model
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_WHEEL_BYTES = 600_000
+MOST_WHEEL_BYTES = 1_000_000  # 600 files of code are 0.76 MB; data that slips in shows
 NO_REGISTRY = ("No matching distribution", "NewConnectionError", "Temporary failure in name resolution", "ConnectTimeoutError")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
