@@ -38,7 +38,8 @@ def main() -> None:
         return
     if asked.step == "export":
         export(names, asked)
-    lines = [line for name, line in results.read(asked.results).items() if name in names]
+    known = results.read(asked.results)
+    lines = [known[name] for name in names if name in known]
     if asked.markdown:
         print(results.markdown(lines))
     elif not asked.json:

@@ -74,7 +74,7 @@ def markdown(lines: Iterable[Line]) -> str:
 
 def _short(line: Line, cell: Cell) -> str:
     if cell.drop is None or cell.upper95 is None:
-        return cell.error or cell.status
+        return f"refused: {(cell.error or cell.status).partition(': ')[0]}"
     whole = _whole(line, cell)
     words = f"{cell.drop:+.2f} [{cell.upper95:.2f}]" + (f", {cell.bytes / whole:.0%}" if whole else "")
     words += f", {cell.kept_float} left float" if cell.kept_float else ""
