@@ -11,6 +11,7 @@ import msgspec
 from edgeml.fleet.rollout import RolloutSpec, Wave
 from edgeml.fleet.store.versions import VersionRow
 from edgeml.wire.errors import UsageError
+from edgeml.wire.structs import learn
 
 Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=366 * 86_400.0)]
@@ -86,3 +87,6 @@ def _waves(asked: NewRollout) -> list[Wave]:
 def _given(asked: NewRollout, names: tuple[str, ...]) -> dict[str, object]:
     """The settings that were asked for; `None` leaves the default to whom it belongs."""
     return {name: value for name in names if (value := getattr(asked, name)) is not None}
+
+
+learn(__name__)

@@ -19,6 +19,7 @@ import msgspec
 
 from edgeml.wire.errors import ServiceError
 from edgeml.wire.manifest import Name, Sha256, Version
+from edgeml.wire.structs import learn
 
 Phase = Literal["draft", "running", "holding", "paused", "stopped", "rolling_back", "rolled_back", "done", "aborted"]
 ENDED: Final[frozenset[Phase]] = frozenset({"rolled_back", "aborted"})
@@ -274,3 +275,6 @@ def _due(state: RolloutState) -> tuple[Action, ...]:
     if state.phase == "rolling_back":
         return (TakeBack(),)
     return ()
+
+
+learn(__name__)

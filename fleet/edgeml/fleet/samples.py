@@ -22,6 +22,7 @@ import msgspec
 from edgeml.fleet.disk import PRIVATE, private_folder, write_whole
 from edgeml.wire.errors import LinkError
 from edgeml.wire.samples import HEADER_LIMIT_BYTES, SampleHeader, decode_sample, read_header
+from edgeml.wire.structs import learn
 
 SUFFIX: Final = ".sample"
 DAY_S: Final = 86_400.0
@@ -140,3 +141,6 @@ class SampleStore:
 
 def _fits(row: SampleRow, device: str | None, model: str | None) -> bool:
     return device in {None, row.device} and model in {None, row.header.model}
+
+
+learn(__name__)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import ConfigError
+from edgeml.wire.structs import learn
 
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 
@@ -101,3 +102,6 @@ def load_samples(path: Path) -> dict[str, Array]:
     if len(lengths) != 1 or lengths == {0}:
         raise ConfigError(f"samples {str(path)!r}", expected="arrays with the same number of samples", got=str(sorted(lengths)))
     return found
+
+
+learn(__name__)

@@ -29,6 +29,7 @@ from edgeml.runtime.loop import Loop
 from edgeml.simulation.settings import Identity, Settings, load_identities, load_samples
 from edgeml.simulation.shared import Feed, Models, SharedEngine
 from edgeml.wire.errors import ConfigError
+from edgeml.wire.structs import learn
 
 
 class InOrder:
@@ -184,3 +185,6 @@ def _order(feeds: list[Feed], device: str) -> list[Feed]:
     """All samples in an order of the device's own: a device that saw the same two for ever would be no sample of the field."""
     order = np.random.default_rng(list(device.encode())).permutation(len(feeds))
     return [feeds[i] for i in order]
+
+
+learn(__name__)

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from edgeml.wire.structs import learn
+
 ROOT: Final = Path("/")
 # Bits of get_throttled (Raspberry Pi documentation, vcgencmd); 16 higher, the same since the board was started.
 _THROTTLE_BITS: Final = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
@@ -107,3 +109,6 @@ def _text(path: Path) -> str | None:
         return path.read_bytes().rstrip(b"\0\n").decode("utf-8", "replace").strip()
     except OSError:
         return None
+
+
+learn(__name__)

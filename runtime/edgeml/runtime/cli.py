@@ -23,6 +23,7 @@ from edgeml.runtime.tensors import shape_text
 from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError, SelfTestError, UsageError
 from edgeml.wire.manifest import Artifact, Deferral, Format, Manifest, Precision, Promise, TensorSpec
+from edgeml.wire.structs import learn
 
 inspect_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 verify_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -268,3 +269,6 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 def _print_json(record: object) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+
+
+learn(__name__)

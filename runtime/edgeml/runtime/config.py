@@ -35,6 +35,7 @@ from edgeml.runtime.setup import Setup
 from edgeml.runtime.window import parse_windows
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.manifest import Format, Name, Precision
+from edgeml.wire.structs import learn
 
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -317,3 +318,6 @@ def _unknown(path: str, key: str, known: list[str], where: str) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
     return ConfigError(f"{where!r} has an unknown key {path!r}", hint=hint)
+
+
+learn(__name__)

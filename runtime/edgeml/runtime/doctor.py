@@ -19,6 +19,7 @@ from edgeml.runtime.backends import Provider
 from edgeml.runtime.board import ROOT, Board, read_board
 from edgeml.runtime.choose import find_engine, this_board, total_ram_bytes
 from edgeml.wire.manifest import Format
+from edgeml.wire.structs import learn
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -189,3 +190,6 @@ def _package(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "not installed as a package"
+
+
+learn(__name__)

@@ -21,6 +21,7 @@ from edgeml.runtime.polling import Poller
 from edgeml.runtime.samples import SampleFolder
 from edgeml.runtime.spool import Spool
 from edgeml.wire.errors import EdgemlError, ServiceError
+from edgeml.wire.structs import learn
 
 PAUSE_S: Final = 2.0  # between two samples: they are nobody's hurry
 FIRST_RETRY_S: Final = 5.0
@@ -139,3 +140,6 @@ class Errands:
                 raise
             self.refused += 1
         self._samples.remove(sample_id)
+
+
+learn(__name__)

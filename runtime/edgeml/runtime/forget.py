@@ -28,6 +28,7 @@ from edgeml.runtime.polling import Poller
 from edgeml.runtime.samples import SampleFolder
 from edgeml.runtime.spool import Spool
 from edgeml.runtime.tls import service_tls
+from edgeml.wire.structs import learn
 
 FILE: Final = "forget.json"
 SAMPLES: Final = "samples"
@@ -134,3 +135,6 @@ def erase(config: AgentConfig, spool: Spool, samples: SampleFolder | None) -> in
         discard(path)
         discard(path.with_name(path.name + OLD_SUFFIX))
     return before_seq
+
+
+learn(__name__)

@@ -16,6 +16,7 @@ import msgspec
 from edgeml.runtime import fallback
 from edgeml.runtime.atomic import write_file
 from edgeml.runtime.fallback import Policy, Refusal, State
+from edgeml.wire.structs import learn
 
 
 class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,3 +90,6 @@ def _read(file: Path | None) -> State:
     except (OSError, msgspec.MsgspecError):
         return State()
     return State(day=spent.day, spent_bytes=spent.bytes, spent_cost=spent.cost)
+
+
+learn(__name__)

@@ -26,6 +26,7 @@ import numpy as np
 
 from edgeml.runtime.backends import Array, EngineOptions, Provider, RawTensor
 from edgeml.wire.manifest import Quantization
+from edgeml.wire.structs import learn
 
 ALIGNMENT: Final = 64  # a cache line, and what engines like their tensors to start at
 FRAME_LIMIT_BYTES: Final = 1 << 20  # tensors are not in frames: anything near this is garbage
@@ -220,3 +221,6 @@ def shared_file(size: int) -> int:
 
 def _aligned(size: int, to: int = ALIGNMENT) -> int:
     return -(-size // to) * to
+
+
+learn(__name__)

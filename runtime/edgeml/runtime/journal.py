@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from edgeml.runtime.model import Result
+from edgeml.wire.structs import learn
 
 STDERR: Final = "stderr"
 OLD_SUFFIX: Final = ".1"  # of the file before the current one
@@ -128,3 +129,6 @@ class Journal:
                 self._path.replace(self._path.with_name(self._path.name + OLD_SUFFIX))
         with self._path.open("ab", buffering=0) as file:
             file.write(line)
+
+
+learn(__name__)

@@ -17,6 +17,7 @@ import numpy as np
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import InputError
 from edgeml.wire.manifest import DType
+from edgeml.wire.structs import learn
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 ELEMENT_LIMIT: Final = 2**28  # of one tensor in one request
@@ -258,3 +259,6 @@ def _nested(where: str, data: bytes, dtype: np.dtype[Any]) -> list[Any]:
 
 def _flag(parameters: Mapping[str, msgspec.Raw], name: str) -> bool:
     return bytes(parameters.get(name, b"")) == b"true"
+
+
+learn(__name__)

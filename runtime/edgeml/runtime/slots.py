@@ -24,6 +24,7 @@ from edgeml.runtime.atomic import Write, is_full, move, write_file
 from edgeml.wire.errors import UpdateError
 from edgeml.wire.manifest import Name, Sha256, Version
 from edgeml.wire.messages import Slot
+from edgeml.wire.structs import learn
 
 SPARE_BYTES: Final = 1024 * 1024  # left free beside a download: the state and the spool must still be written
 FULL_DISK_HINT: Final = "free some space; the version that ran before still runs"
@@ -201,3 +202,6 @@ def storage_error(error: OSError) -> UpdateError:
         retryable=True,
         hint=FULL_DISK_HINT if full else None,
     )
+
+
+learn(__name__)

@@ -18,6 +18,7 @@ from edgeml.runtime.updater import Update
 from edgeml.wire.contract import label
 from edgeml.wire.errors import ConfigError
 from edgeml.wire.messages import Drift
+from edgeml.wire.structs import learn
 
 FILE: Final = "status.json"
 REWRITE_S: Final = 10.0  # even when nothing happened, so that a dead agent shows
@@ -244,3 +245,6 @@ def _model_status(device: Device, update: Update, host: Host) -> ModelStatus:
         errors=0 if serving is None else serving.errors,
         drift=device.drift.get(update.model, ("", {}))[1],
     )
+
+
+learn(__name__)

@@ -20,6 +20,7 @@ from edgeml.runtime.model import load_as
 from edgeml.runtime.setup import Setup
 from edgeml.wire import errors
 from edgeml.wire.errors import EdgemlError, WorkerError
+from edgeml.wire.structs import learn
 
 DIAGNOSIS_CHARACTERS: Final = 400  # of what a dying child wrote
 
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> int:
         return 1
     return 0
 
+
+learn(__name__)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ from edgeml.runtime.fetch import ALGORITHMS, Remote, unreachable
 from edgeml.runtime.slots import storage_error
 from edgeml.wire.errors import ConfigError, UpdateError
 from edgeml.wire.manifest import Name, Sha256, Version
+from edgeml.wire.structs import learn
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # re-exported, documented there
@@ -274,3 +275,6 @@ def _fetcher(pool: urllib3.PoolManager) -> Any:
                     raise SlowRetrievalError
 
     return Fetcher()
+
+
+learn(__name__)

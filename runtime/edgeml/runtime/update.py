@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from edgeml.wire.messages import Target
+from edgeml.wire.structs import learn
 
 Stage = Literal[
     "offered", "downloading", "verified", "self_test", "shadow", "soaking", "confirmed", "failed", "rejected", "rolled_back"
@@ -230,3 +231,6 @@ class Tell(msgspec.Struct, frozen=True):
 Work = Fetch | SelfTest | RunBeside | Compare | StopBeside | Switch | CheckHealth | Prune
 Action = Work | Tell
 Outcome = tuple[Update, tuple[Action, ...]]
+
+
+learn(__name__)

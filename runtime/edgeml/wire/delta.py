@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from edgeml.wire.manifest import Count, Sha256
+from edgeml.wire.structs import learn
 
 MAGIC: Final = b"EDGEMLD1"
 HEADER_LIMIT_BYTES: Final = 4 * 1024 * 1024
@@ -53,3 +54,6 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def delta_path(model: str, version: str, base: str) -> str:
     """The TUF target path of the delta that makes `model`@`version` from the bundle with manifest digest `base`."""
     return f"models/{model}/{version}.from-{base}.delta"
+
+
+learn(__name__)

@@ -15,6 +15,7 @@ import msgspec
 from edgeml.wire.canonical import encode_json, sha256_hex
 from edgeml.wire.errors import BundleError
 from edgeml.wire.sketches import Histogram
+from edgeml.wire.structs import learn
 
 SCHEMA: Final = 1
 MANIFEST_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -393,3 +394,6 @@ def decode_manifest(data: bytes) -> Manifest:
     if manifest.encode() != data:
         raise BundleError("manifest.json is not canonical JSON")
     return manifest
+
+
+learn(__name__)

@@ -14,6 +14,7 @@ import msgspec
 from edgeml.wire.errors import LinkError
 from edgeml.wire.manifest import Name, Sha256, Version
 from edgeml.wire.sketches import Histogram, InputSketch, LatencySketch
+from edgeml.wire.structs import learn
 
 PROTOCOL: Final = "edgeml/v1"
 MESSAGE_LIMIT_BYTES: Final = 64 * 1024  # a window is about 1 kB; anything near this is not ours
@@ -220,3 +221,6 @@ def decode(kind: type[M], payload: bytes) -> M:
         return msgspec.json.decode(plain(payload), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LinkError(f"not a {kind.__name__} message: {error}") from error
+
+
+learn(__name__)

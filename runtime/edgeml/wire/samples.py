@@ -17,6 +17,7 @@ import msgspec
 from edgeml.wire.contract import ITEM_BYTES
 from edgeml.wire.errors import LinkError
 from edgeml.wire.manifest import Count, DType, Name, Sha256, Version
+from edgeml.wire.structs import learn
 
 MAGIC: Final = b"EDGEMLS1"
 SAMPLE_LIMIT_BYTES: Final = 4 * 1024 * 1024  # as sent
@@ -120,3 +121,6 @@ def _require_small(header: SampleHeader) -> None:
         raise LinkError("sample too large", expected=f"at most {UNPACKED_LIMIT_BYTES} bytes of tensors", got=str(size))
     if len({tensor.name for tensor in header.tensors}) != len(header.tensors):
         raise LinkError("a sample with two tensors of one name")
+
+
+learn(__name__)

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from edgeml.wire.structs import learn
+
 RELATIVE_ERROR: Final = 0.01
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _LOG_GAMMA: Final = math.log(_GAMMA)
@@ -111,3 +113,6 @@ class LatencySketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def latency_bucket(seconds: float) -> int:
     """The bucket of `LatencySketch` that a latency falls in."""
     return math.ceil(math.log(max(seconds, _SMALLEST_S)) / _LOG_GAMMA)
+
+
+learn(__name__)

@@ -18,6 +18,7 @@ from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import devices
 from edgeml.wire.errors import ServiceError, UsageError
 from edgeml.wire.messages import Desired
+from edgeml.wire.structs import learn
 
 LONGEST_WAIT_S: Final = 60.0
 MESSAGES_LIMIT: Final = 2_000  # in one request
@@ -109,3 +110,6 @@ def _known_rev(request: Request) -> int | None:
         if text.isdecimal() and len(text) < 20:
             return int(text)
     return None
+
+
+learn(__name__)

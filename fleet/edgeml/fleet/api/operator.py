@@ -17,6 +17,7 @@ from edgeml.fleet.store import events, versions
 from edgeml.fleet.store.versions import VersionRow
 from edgeml.wire.canonical import ZIP_LIMIT
 from edgeml.wire.errors import EnvironmentProblem, ServiceError, UsageError
+from edgeml.wire.structs import learn
 
 PAGE: Final = 1000
 _WRITE_BYTES: Final = 1 << 20
@@ -155,3 +156,6 @@ def _bounded(limit: int) -> int:
     if not 0 <= limit <= 10 * PAGE:
         raise UsageError("limit", expected=f"0 to {10 * PAGE}", got=str(limit))
     return limit
+
+
+learn(__name__)

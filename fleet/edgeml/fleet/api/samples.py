@@ -13,6 +13,7 @@ from edgeml.fleet.api.http import answer, read_body, require_operator
 from edgeml.fleet.service import Fleet
 from edgeml.wire.errors import LinkError, ServiceError, UsageError
 from edgeml.wire.samples import SAMPLE_LIMIT_BYTES
+from edgeml.wire.structs import learn
 
 PAGE: Final = 1000
 _FOR_NOBODY: Final = {"Cache-Control": "no-store"}
@@ -86,3 +87,6 @@ def _operators(routes: APIRouter, fleet: Fleet) -> None:
         if count:
             fleet.record(actor, "samples deleted", id or device or model or "", {"count": count})
         return answer({"deleted": count})
+
+
+learn(__name__)

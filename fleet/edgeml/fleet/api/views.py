@@ -14,6 +14,7 @@ from edgeml.fleet.store.devices import DeviceRow
 from edgeml.fleet.store.ledger import listed_rollouts
 from edgeml.fleet.store.tables import assignments, attempts, installed
 from edgeml.fleet.store.versions import VersionRow
+from edgeml.wire.structs import learn
 
 
 class RolloutView(msgspec.Struct, frozen=True):
@@ -194,3 +195,6 @@ def device_page(fleet: Fleet, device: str) -> dict[str, Any] | None:
             "reports": messages.reports_of(connection, device),
             "telemetry": messages.windows_of(connection, device),
         }
+
+
+learn(__name__)

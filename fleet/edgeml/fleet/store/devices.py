@@ -10,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, case, delete, func, or
 from edgeml.fleet.store.database import upsert
 from edgeml.fleet.store.tables import devices
 from edgeml.wire.messages import Desired, State, Target
+from edgeml.wire.structs import learn
 
 _NO_TARGETS = "[]"
 
@@ -195,3 +196,6 @@ def _row(row: RowMapping) -> DeviceRow:
         told_rev=row["told_rev"],
         state=state,
     )
+
+
+learn(__name__)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, RowMapping, insert, select
 
 from edgeml.fleet.store.tables import events
 from edgeml.wire.canonical import encode_json, sha256_hex
+from edgeml.wire.structs import learn
 
 FIRST: Final = "0" * 64
 
@@ -72,3 +73,6 @@ def _row(row: RowMapping) -> EventRow:
         row["id"], row["at"], row["actor"], row["kind"], row["subject"],
         msgspec.json.decode(row["body_json"]), row["previous"], row["digest"],
     )  # fmt: skip
+
+
+learn(__name__)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, select, update
 from edgeml.fleet.store.database import upsert
 from edgeml.fleet.store.tables import attempts, drifts, installed, reports, telemetry
 from edgeml.wire.messages import Report, Telemetry
+from edgeml.wire.structs import learn
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -137,3 +138,6 @@ def totals(connection: Connection) -> tuple[int, int]:
         connection.scalar(select(func.count()).select_from(reports)) or 0,
         connection.scalar(select(func.count()).select_from(telemetry)) or 0,
     )
+
+
+learn(__name__)

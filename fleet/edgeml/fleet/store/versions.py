@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from edgeml.fleet.store.tables import versions
+from edgeml.wire.structs import learn
 
 
 class VersionRow(msgspec.Struct, frozen=True):
@@ -56,3 +57,6 @@ def manifest_json(connection: Connection, model: str, version: str) -> str | Non
 
 def _row(row: RowMapping) -> VersionRow:
     return VersionRow(**row)
+
+
+learn(__name__)

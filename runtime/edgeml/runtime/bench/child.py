@@ -26,6 +26,7 @@ from edgeml.runtime.session import Session, open_session
 from edgeml.wire.contract import label
 from edgeml.wire.errors import EdgemlError
 from edgeml.wire.manifest import Artifact, Format
+from edgeml.wire.structs import learn
 
 WARM_CALLS: Final = 5
 WARM_S: Final = 0.5  # a slow model is warm after fewer
@@ -143,6 +144,8 @@ def _memory(field: str) -> int | None:
         return None
     return next((int(line.split()[1]) * KIB for line in lines if line.startswith(f"{field}:")), None)
 
+
+learn(__name__)
 
 if __name__ == "__main__":
     main()

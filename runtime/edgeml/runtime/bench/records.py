@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edgeml.wire.manifest import Count, Format, Precision
+from edgeml.wire.structs import learn
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 State = Literal["measured", "fail", "not run"]
@@ -101,3 +102,6 @@ class Bench(msgspec.Struct, frozen=True):
     comparisons: tuple[Comparison, ...] = ()
     heat: Heat = Heat()
     notes: tuple[str, ...] = ()
+
+
+learn(__name__)
