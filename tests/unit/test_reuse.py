@@ -10,6 +10,8 @@ import urllib3
 
 from edgeml.fleet.deltas import make_delta, read_contents
 from edgeml.runtime import reuse
+from edgeml.runtime.bundle import open_bundle
+from edgeml.runtime.fetch import Remote
 from edgeml.runtime.updater import Failed
 from tests.system.standin import Service
 from tests.unit.boards import NEW, Board
@@ -19,7 +21,8 @@ OVERHEAD_BYTES = 2048  # a manifest, and the 43 bytes before it
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Iterator[Board]:
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    monkeypatch.setattr(reuse, "LEAST_BYTES", 64 * 1024)  # the test's bundles are small
     with Service(tmp_path) as service, urllib3.PoolManager(retries=False) as pool:
         yield Board(tmp_path, service, pool, second=SHARED)
 
@@ -43,6 +46,24 @@ def test_the_blobs_are_taken_where_the_delta_is_larger(board: Board, monkeypatch
     board.sign_delta(bytes(len(NEW) + 1))  # as large as that, it is not even looked into
     assert board.fetch().moved_bytes < len(NEW) + OVERHEAD_BYTES
     assert not any("delta" in request for request in board.service.requests)
+
+
+def test_a_small_bundle_comes_whole_in_one_request(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse, "LEAST_BYTES", 1024 * 1024)
+    event = board.fetch()
+    assert event.moved_bytes == event.bytes
+    assert sum(request.endswith(".edgeml") for request in board.service.requests) == 1
+
+
+def test_many_small_blobs_cost_more_than_one_file_of_twice_their_size(board: Board, tmp_path: Path) -> None:
+    """A round trip each: what is saved must be worth them."""
+    blobs = tuple(Remote("bundle", 1000, f"{number:064x}") for number in range(30))
+    with open_bundle(board.new) as bundle:
+        recipe = reuse.Recipe(bundle.manifest, b"", blobs, tmp_path, ())
+    assert recipe.left_bytes == 30_000
+    assert recipe.cost_bytes > 60_000
+    (tmp_path / f"{blobs[0].digest}.part").write_bytes(bytes(400))
+    assert recipe.left_bytes == 29_600
 
 
 def test_a_server_that_gives_no_ranges_is_asked_for_the_whole_bundle(board: Board) -> None:

@@ -285,13 +285,13 @@ class Installer:
             discard(self.slots.part(delta.remote.digest))
 
     def _recipe(self, signed: Signed, most_bytes: int) -> Recipe | None:
-        """How to build the bundle out of its blobs, if that moves fewer bytes than `most_bytes`."""
+        """How to build the bundle out of its blobs, if that costs less than moving `most_bytes`."""
         here = [self.path(digest) for digest in self._here()]
         if not here or most_bytes < reuse.LEAST_BYTES:
             return None
         pieces, digest = self.slots.pieces(signed.remote.digest), signed.custom.manifest_sha256
         recipe = read_recipe(self.fetcher, signed.remote, digest, here, pieces, stop=self._stop(signed))
-        return recipe if recipe.left_bytes < most_bytes else None
+        return recipe if recipe.cost_bytes < most_bytes else None
 
     def _rebuild(self, delta: _Delta, signed: Signed, part: Path) -> None:
         remote = signed.remote

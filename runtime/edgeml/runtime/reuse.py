@@ -28,7 +28,8 @@ from edgeml.wire.errors import BundleError, EdgemlError, UpdateError
 from edgeml.wire.manifest import MANIFEST_LIMIT_BYTES, Manifest, decode_manifest
 from edgeml.wire.packed import MANIFEST, layout
 
-LEAST_BYTES: Final = 64 * 1024  # of a bundle: below, asking for its parts costs more than it can save
+LEAST_BYTES: Final = 1024 * 1024  # of a bundle: below, its manifest and a request a blob cost more than they can save
+REQUEST_BYTES: Final = 16 * 1024  # what one request more costs: 100 ms of waiting at 160 kB/s
 _SIZE: Final = struct.Struct("<18xI")  # where a zip's local header has the size of a stored file
 
 
@@ -48,6 +49,11 @@ class Recipe:
     @property
     def left_bytes(self) -> int:
         return sum(blob.length_bytes - _size(self.part(blob.digest)) for blob in self.lacking)
+
+    @property
+    def cost_bytes(self) -> int:
+        """`left_bytes`, and what asking for so many blobs costs beside asking for one file."""
+        return self.left_bytes + REQUEST_BYTES * max(len(self.lacking) - 1, 0)
 
     def part(self, digest: str) -> Path:
         return self.folder / f"{digest}.part"
