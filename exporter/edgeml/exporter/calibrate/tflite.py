@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,20 +17,8 @@ from edgeml.wire.errors import MissingExtraError
 
 def watch_tflite(model: bytes, feeds: Feeds) -> Pass:
     """A pass over `feeds` that shows the inputs and every value that an operator of the main graph computes."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ImportError as error:
-        raise MissingExtraError("ai_edge_litert", "tflite") from error
     inputs = open_tflite(model, EngineOptions(kernels="exact")).inputs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # says that keeping all tensors takes memory
-        interpreter = Interpreter(
-            model_content=model,
-            num_threads=1,
-            experimental_preserve_all_tensors=True,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-    interpreter.allocate_tensors()
+    interpreter = keeping(model)
     given = [detail["index"] for detail in interpreter.get_input_details()]
     made = {int(index) for operator in interpreter._get_ops_details() for index in operator["outputs"]}  # noqa: SLF001 - no public form
     shown = [
@@ -46,3 +35,25 @@ def watch_tflite(model: bytes, feeds: Feeds) -> Pass:
             yield {name: interpreter.get_tensor(index) for name, index in shown}
 
     return run
+
+
+def keeping(model: bytes) -> Any:
+    """A LiteRT interpreter by plain kernels that keeps every tensor, ready to be run.
+
+    Raises:
+        MissingExtraError: LiteRT is not here.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError as error:
+        raise MissingExtraError("ai_edge_litert", "tflite") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # says that keeping all tensors takes memory
+        interpreter = Interpreter(
+            model_content=model,
+            num_threads=1,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+    interpreter.allocate_tensors()
+    return interpreter

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
+from edgeml.exporter.calibrate.tflite import keeping
 from edgeml.exporter.layers.cut_tflite import cut_tflite
 from edgeml.exporter.layers.trace import Operator, Trace, as_real, enough, stacked
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
-from edgeml.wire.errors import EngineError, MissingExtraError
+from edgeml.wire.errors import EngineError
 from edgeml.wire.manifest import Format
 
 
@@ -24,7 +23,7 @@ class TfliteModel:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.inputs = open_tflite(data, EngineOptions(kernels="exact")).inputs
-        self._interpreter = _keeping(data)
+        self._interpreter = keeping(data)
         details = self._interpreter.get_tensor_details()
         self._tensors = {int(detail["index"]): detail for detail in details}
         given = {int(detail["index"]) for detail in self._interpreter.get_input_details()}
@@ -100,20 +99,3 @@ class TfliteModel:
 
     def _name(self, index: int) -> str:
         return str(self._tensors[index]["name"])
-
-
-def _keeping(data: bytes) -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ImportError as error:
-        raise MissingExtraError("ai_edge_litert", "tflite") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # says that keeping all tensors takes memory
-        interpreter = Interpreter(
-            model_content=data,
-            num_threads=1,
-            experimental_preserve_all_tensors=True,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-    interpreter.allocate_tensors()
-    return interpreter
