@@ -72,6 +72,7 @@ def _call(command: Command, name: str, argv: list[str]) -> None:
     try:
         module = importlib.import_module(command.module)
         application = getattr(module, command.attribute)
+        application.rich_markup_mode = None  # plain help: `[/folder]` is text, and a flag takes no `<bool>`
         application(args=argv, prog_name=f"edgeml {name}")  # a command may load what is heavy when it runs
     except ModuleNotFoundError as error:
         missing = error.name or ""

@@ -22,7 +22,7 @@ ROW = VersionRow("kws", "1.0.0", "a" * 64, "b" * 64, 10, "models/kws/1.0.0.edgem
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("25", 0.25), ("100", 1.0), ("1", 1.0), ("1%", 0.01), ("0", 0)]
+    ("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("25", 0.25), ("100", 1.0), ("1.0", 1.0), ("1%", 0.01), ("0", 0)]
 )
 def test_a_share_is_read_as_people_write_it(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share)
@@ -32,6 +32,11 @@ def test_a_share_is_read_as_people_write_it(text: str, share: float) -> None:
 def test_a_share_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"5% or 0\.05"):
         parse_share(text)
+
+
+def test_a_bare_one_which_may_be_one_percent_or_everybody_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected 1% or 100%, got '1'"):
+        parse_share("1")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("7d", 604_800), ("0", 0)])

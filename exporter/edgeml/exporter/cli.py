@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,41 +19,66 @@ if TYPE_CHECKING:
 
 export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_EXAMPLE: Final = """\b
+Example:
+  edgeml export kws.h5 --precision fp32,int8 \\
+      --calib calib.npz --eval eval.npz --name kws --version 1.2.0 -o out"""
 
-@export_app.command()
+
+@export_app.command(epilog=_EXAMPLE)
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
-    source: Annotated[str, typer.Argument(help="Model file or folder, or file.py:factory.")],
-    to: Annotated[str | None, typer.Option(help="Formats: onnx,tflite,coreml (all of them).")] = None,
-    precision: Annotated[str | None, typer.Option(help=f"Precisions: {','.join(PRECISIONS)} (fp32).")] = None,
-    target: Annotated[
-        str | None, typer.Option("--for", help=f"Formats and precisions that suit a device: {', '.join(PRESETS)}.")
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Model file or folder, or file.py:factory.")],
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FORMATS", show_default="all", help="Some of onnx, tflite, coreml, separated by commas."),
     ] = None,
-    calib: Annotated[Path | None, typer.Option(help="Calibration samples, .npz: one array per input, or x.")] = None,
-    ranges: Annotated[str, typer.Option(help=f"Activation ranges: {', '.join(RANGES)}.")] = "auto",
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="Evaluation samples, .npz; labels in y.")] = None,
-    max_drop: Annotated[float, typer.Option(help="Accepted drop of the task metric, in percentage points.")] = 1.0,
-    name: Annotated[str | None, typer.Option(help="Model name; from the file name if not given.")] = None,
-    version: Annotated[str, typer.Option(help="Semantic version of the bundle.")] = "0.1.0",
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for bundle and report.")] = Path(),
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="PRECISIONS", show_default="fp32", help=f"Some of {', '.join(PRECISIONS)}, separated by commas."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--for", metavar="DEVICE", help=f"Formats and precisions that suit a device: {', '.join(PRESETS)}."),
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Calibration samples, .npz: one array per input, or x.")
+    ] = None,
+    ranges: Annotated[str, typer.Option(metavar="WAY", help=f"How activation ranges are found: {', '.join(RANGES)}.")] = "auto",
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", metavar="FILE", help="Evaluation samples, .npz; labels in y.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(metavar="POINTS", help="Accepted drop of the metric, in percentage points.")] = 1.0,
+    name: Annotated[str | None, typer.Option(metavar="NAME", show_default="from the file's name", help="Model name.")] = None,
+    version: Annotated[str, typer.Option(metavar="VERSION", help="Semantic version of the bundle.")] = "0.1.0",
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder for bundle and report.")] = Path(),
     metric: Annotated[
-        str, typer.Option(help="What must not drop: auto, top1, top5, auc, f1, r2, mse, mae, or file.py:function.")
+        str,
+        typer.Option(
+            metavar="METRIC", help="What must not drop: auto, top1, top5, auc, f1, r2, mse, mae, or file.py:function."
+        ),
     ] = "auto",
-    labels: Annotated[Path | None, typer.Option(help="Text file, one class name a line.")] = None,
-    task: Annotated[str, typer.Option(help="auto, classify or regress.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file, one class name a line.")] = None,
+    task: Annotated[str, typer.Option(metavar="TASK", help="auto, classify or regress.")] = "auto",
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of everything that is drawn.")] = 0,
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds that one conversion or run may take.")] = 600.0,
-    signature: Annotated[str | None, typer.Option(help="Which signature of a SavedModel or TFLite file.")] = None,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="For one conversion or run.")] = 600.0,
+    signature: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which signature of a SavedModel or TFLite file.")
+    ] = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="INPUT=OUTPUT: a state that is handed from call to call; samples are sequences.")
+        list[str] | None,
+        typer.Option(metavar="INPUT=OUTPUT", help="A state that is handed from call to call; samples are sequences."),
     ] = None,
     repair_time: Annotated[
-        float, typer.Option(help="Seconds to look for the fewest layers to leave float where a budget is missed; 0: do not.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="To look for the fewest layers to leave float where a budget is missed; 0: do not."
+        ),
     ] = REPAIR_TIME_S,
-    memory_limit: Annotated[float, typer.Option(help="GiB of memory that one conversion or run may take.")] = 8.0,
+    memory_limit: Annotated[float, typer.Option(metavar="GIB", help="Memory for one conversion or run.")] = 8.0,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     defer: Annotated[
-        str | None, typer.Option(help="What device and cloud are to reach together: accuracy=0.98,offload=0.10.")
+        str | None, typer.Option(metavar="PROMISE", help="What device and cloud reach together: accuracy=0.98,offload=0.10.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:

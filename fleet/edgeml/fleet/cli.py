@@ -16,10 +16,13 @@ from edgeml.fleet.agent_file import ROOT_NAME, AgentFile, refuse_existing, write
 from edgeml.fleet.client import Client, find_access
 from edgeml.fleet.config import DEFAULT_MQTT_PORT, DEFAULT_PORT, Config, Places
 from edgeml.fleet.disk import PRIVATE, write_whole
-from edgeml.fleet.options import DEFAULT_DATA, Data, Json, Tags, Url, open_client, print_answer
+from edgeml.fleet.options import DEFAULT_DATA, Data, Device, Json, Tags, Url, open_client, print_answer
+from edgeml.fleet.rollout import GateSpec, Wave
 from edgeml.fleet.samples_cli import app as samples_app
 from edgeml.wire.errors import UsageError
 
+_GATE: Final = GateSpec()
+_LONGEST_S: Final = Wave(1.0).longest_s
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 app = typer.Typer(
@@ -38,19 +41,36 @@ app.add_typer(samples_app, name="samples")
 def serve(
     *,
     data: Data = DEFAULT_DATA,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; anything but loopback is open to its network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="NUMBER", min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
     broker: Annotated[
-        str | None, typer.Option(envvar="EDGEML_FLEET_BROKER", help="mqtt://user:password@host:port, mosquitto, amqtt or none.")
+        str | None,
+        typer.Option(
+            metavar="BROKER",
+            envvar="EDGEML_FLEET_BROKER",
+            show_default="mosquitto if it is installed, else amqtt",
+            help="mqtt://user:password@host:port of an outside one; or mosquitto, amqtt or none.",
+        ),
     ] = None,
-    mqtt_host: Annotated[str, typer.Option(help="Address for our own broker.")] = "127.0.0.1",
-    mqtt_port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_MQTT_PORT,
-    tick_s: Annotated[float, typer.Option(min=0.01, max=60.0, help="How often rollouts are looked at.")] = 1.0,
-    public_url: Annotated[str | None, typer.Option(help="What devices are told, if not http://HOST:PORT.")] = None,
-    samples_mb: Annotated[float, typer.Option(min=0.0, help="Room for inputs that devices may send; 0: take none.")] = 1024.0,
-    samples_days: Annotated[float, typer.Option(min=0.0, help="How long they are kept.")] = 90.0,
+    mqtt_host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where our own broker listens.")] = "127.0.0.1",
+    mqtt_port: Annotated[int, typer.Option(metavar="NUMBER", min=0, max=65535, help="Of our own broker.")] = DEFAULT_MQTT_PORT,
+    tick_s: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.01, max=60.0, help="How often rollouts are looked at.")
+    ] = 1.0,
+    public_url: Annotated[
+        str | None, typer.Option(metavar="URL", show_default="http://HOST:PORT", help="Where devices are told to ask.")
+    ] = None,
+    samples_mb: Annotated[
+        float, typer.Option(metavar="MB", min=0.0, help="Room for inputs that devices may send; 0: take none.")
+    ] = 1024.0,
+    samples_days: Annotated[float, typer.Option(metavar="DAYS", min=0.0, help="How long they are kept.")] = 90.0,
 ) -> None:
-    """Run the service; the first start makes keys, database and the operator's key."""
+    """Run the service.
+
+    The first start makes keys, database and the operator's key, and says where they are. Stop it with Ctrl-C.
+    """
     from edgeml.fleet.service import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -70,7 +90,10 @@ def publish(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Check a bundle, keep it and sign that it may run."""
+    """Check a bundle, keep it and sign that it may run.
+
+    Exit codes: 0 published, or was already, 2 usage or another bundle of that version, 3 damaged, 6 no service.
+    """
     with open_client(data, url) as client:
         row, is_new = client.publish(bundle)
     words = "published" if is_new else "was published already, with these very bytes:"
@@ -83,7 +106,7 @@ def publish(
 
 @app.command()
 def models(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
-    """What is published."""
+    """Show what is published."""
     with open_client(data, url) as client:
         listed = client.get("/v1/models")
     print_answer(listed, json, show.models(listed))
@@ -94,10 +117,10 @@ def events(
     data: Data = DEFAULT_DATA,
     url: Url = None,
     json: Json = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 30,
-    subject: Annotated[str | None, typer.Option(help="Of one device, version or rollout.")] = None,
+    limit: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10_000, help="The newest so many.")] = 30,
+    subject: Annotated[str | None, typer.Option(metavar="NAME", help="Of one device, version or rollout alone.")] = None,
 ) -> None:
-    """What happened, and who did it."""
+    """Show what happened, and who did it."""
     query = {"limit": limit} | ({"subject": subject} if subject else {})
     with open_client(data, url) as client:
         listed = client.get("/v1/events", **query)
@@ -106,7 +129,7 @@ def events(
 
 @devices_app.command("list")
 def list_devices(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
-    """Every device: whether it is there, what it runs, what is wanted of it."""
+    """Show every device: whether it is there, what it runs, what is wanted of it."""
     listed: list[Any] = []
     with open_client(data, url) as client:
         while page := client.get("/v1/devices", after=listed[-1]["id"] if listed else ""):
@@ -117,11 +140,13 @@ def list_devices(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False)
 @devices_app.command("add")
 def add_devices(
     *,
-    device: Annotated[str | None, typer.Argument(help="The device's id.")] = None,
+    device: Annotated[str | None, typer.Argument(metavar="ID", help="The device's id.")] = None,
     tag: Tags = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="agent.toml, or devices.jsonl with --bulk.")] = None,
-    bulk: Annotated[int, typer.Option(min=0, max=10_000, help="Enrol this many: PREFIX-0001, …")] = 0,
-    prefix: Annotated[str, typer.Option(help="With --bulk.")] = "device",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="agent.toml, or devices.jsonl with --bulk.")
+    ] = None,
+    bulk: Annotated[int, typer.Option(metavar="NUMBER", min=0, max=10_000, help="Enrol this many: PREFIX-0001, …")] = 0,
+    prefix: Annotated[str, typer.Option(metavar="PREFIX", help="Of the names that --bulk gives.")] = "device",
     data: Data = DEFAULT_DATA,
     url: Url = None,
     json: Json = False,
@@ -154,7 +179,7 @@ def add_devices(
 
 
 @devices_app.command("remove")
-def remove_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+def remove_device(device: Device, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """Forget a device; it may not connect any more."""
     with open_client(data, url) as client:
         answer = client.delete(f"/v1/devices/{device}")
@@ -162,7 +187,7 @@ def remove_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json:
 
 
 @devices_app.command("forget")
-def forget_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
+def forget_device(device: Device, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """Delete what a device said and showed: reports, telemetry, samples. It stays enrolled."""
     with open_client(data, url) as client:
         answer = client.post(f"/v1/devices/{device}/forget")
@@ -173,20 +198,48 @@ def forget_device(device: str, data: Data = DEFAULT_DATA, url: Url = None, json:
 @rollout_app.command("create")
 def create_rollout(
     *,
-    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION")],
-    canary: Annotated[str, typer.Option(help="Share of the first wave: 5% or 0.05.")] = "5%",
-    waves: Annotated[str, typer.Option(help="Shares of the waves after it, growing.")] = "25,50,100",
-    hold_back: Annotated[str, typer.Option(help="Share that keeps the old version until the end, to compare with.")] = "10%",
-    soak: Annotated[str, typer.Option(help="Least time of a wave: 90, 90s, 10m, 2h.")] = "1h",
-    longest: Annotated[str | None, typer.Option(help="Time after which an undecided wave is held for a person.")] = None,
-    limit: Annotated[str | None, typer.Option(help="Share of bad devices that is acceptable.")] = None,
-    margin: Annotated[str | None, typer.Option(help="How much worse than the hold-back is acceptable.")] = None,
-    min_devices: Annotated[int, typer.Option(min=1, help="Devices that must have settled before a wave may end.")] = 1,
-    least_answers: Annotated[int | None, typer.Option(min=0, help="Answers before a device's telemetry counts.")] = None,
-    silence: Annotated[
-        str | None, typer.Option(help="Time after which a device that was told and says nothing is bad.")
+    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="A published version.")],
+    canary: Annotated[str, typer.Option(metavar="SHARE", help="Of the first wave: 5% or 0.05.")] = "5%",
+    waves: Annotated[str, typer.Option(metavar="SHARES", help="Of the waves after it, growing.")] = "25,50,100",
+    hold_back: Annotated[
+        str, typer.Option(metavar="SHARE", help="Keeps the old version until the end, to compare with.")
+    ] = "10%",
+    soak: Annotated[str, typer.Option(metavar="TIME", help="At least so long a wave: 90s, 10m, 2h, 7d.")] = "1h",
+    longest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", show_default=f"{_LONGEST_S / 86_400:g}d", help="After it an undecided wave is held for a person."
+        ),
     ] = None,
-    tag: Tags = None,
+    limit: Annotated[
+        str | None, typer.Option(metavar="SHARE", show_default=f"{_GATE.limit:.0%}", help="Of bad devices that is acceptable.")
+    ] = None,
+    margin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", show_default=f"{_GATE.margin:.0%}", help="How much worse than the hold-back is acceptable."
+        ),
+    ] = None,
+    min_devices: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Devices that must have settled before a wave may end.")
+    ] = 1,
+    least_answers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER", show_default=str(_GATE.least_answers), min=0, help="Answers before a device's telemetry counts."
+        ),
+    ] = None,
+    silence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            show_default=f"{_GATE.silence_s / 3600:g}h",
+            help="After it a device that was told and says nothing is bad.",
+        ),
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Only devices with this tag; may be repeated.")
+    ] = None,
     confirm_small: Annotated[bool, typer.Option(help="Below 60 devices a person approves each wave.")] = True,
     auto_rollback: Annotated[bool, typer.Option(help="Roll back by itself when it stops.")] = True,
     data: Data = DEFAULT_DATA,
@@ -222,12 +275,12 @@ def create_rollout(
 
 @rollout_app.command("status")
 def rollout_status(
-    rollout: Annotated[str | None, typer.Argument(help="A rollout's id; without it, all of them.")] = None,
+    rollout: Annotated[str | None, typer.Argument(metavar="ID", help="A rollout's id; without it, all of them.")] = None,
     data: Data = DEFAULT_DATA,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Where it stands, and the evidence in a sentence."""
+    """Show where it stands, and the evidence in a sentence."""
     with open_client(data, url) as client:
         answer = client.get(f"/v1/rollouts/{rollout}" if rollout else "/v1/rollouts")
     print_answer(answer, json, show.rollout(answer) if rollout else show.rollouts(answer))
@@ -238,7 +291,7 @@ def _command(name: str, words: str) -> None:
 
     @rollout_app.command(name, help=words)
     def run(
-        rollout: Annotated[str | None, typer.Argument(help="A rollout's id; without it, the newest.")] = None,
+        rollout: Annotated[str | None, typer.Argument(metavar="ID", help="A rollout's id; without it, the newest.")] = None,
         data: Data = DEFAULT_DATA,
         url: Url = None,
         json: Json = False,
@@ -262,7 +315,10 @@ def init_keys(
     solo: Annotated[bool, typer.Option("--solo", help="One person holds every key.")] = False,
     json: Json = False,
 ) -> None:
-    """Make the signing keys and an empty signed repository. EDGEML_KEYS_PASSWORD encrypts the keys on disk."""
+    """Make the signing keys and an empty signed repository.
+
+    EDGEML_KEYS_PASSWORD encrypts the keys on disk.
+    """
     from edgeml.fleet import trust
 
     if not solo:
@@ -275,7 +331,9 @@ def init_keys(
 
 
 def parse_share(text: str) -> float:
-    """`5%`, `5` and `0.05` are all five percent; 1 and below is a share, above is percent."""
+    """`5%`, `5` and `0.05` are all five percent. A bare `1` could be 1 % or everybody, and is refused."""
+    if text.strip() == "1":
+        raise UsageError("a share", expected="1% or 100%", got="'1'")
     try:
         number = float(text.strip().removesuffix("%"))
     except ValueError:

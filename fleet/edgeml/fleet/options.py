@@ -13,12 +13,17 @@ from edgeml.fleet.config import URL_VARIABLE
 
 DEFAULT_DATA: Final = Path("edgeml-fleet")
 
-Data = Annotated[Path, typer.Option("--data", envvar="EDGEML_FLEET_DATA", help="The service's folder.")]
+Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", envvar="EDGEML_FLEET_DATA", help="The service's folder.")]
 Url = Annotated[
-    str | None, typer.Option("--url", envvar=URL_VARIABLE, help="Where the service is; found by --data if it is here.")
+    str | None,
+    typer.Option("--url", metavar="URL", envvar=URL_VARIABLE, help="Where the service is; found by --data if it is here."),
 ]
+Device = Annotated[str, typer.Argument(metavar="ID", help="The device's id.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="KEY=VALUE", help="What the device is told apart by, such as site=north; may be repeated."),
+]
 
 
 def open_client(data: Path, url: str | None) -> Client:

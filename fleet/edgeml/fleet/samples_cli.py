@@ -17,15 +17,15 @@ PAGE: Final = 1000
 
 app = typer.Typer(no_args_is_help=True, help="Inputs that devices were not sure of: list, get, delete.")
 
-Device = Annotated[str | None, typer.Option("--device", help="Of this device alone.")]
-Model = Annotated[str | None, typer.Option("--model", help="Of this model alone.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="ID", help="Of this device alone.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Of this model alone.")]
 
 
 @app.command("list")
 def list_samples(
     device: Device = None, model: Model = None, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False
 ) -> None:
-    """The newest first."""
+    """Show samples, the newest first."""
     with open_client(data, url) as client:
         listed = _listed(client, device, model)
     print_answer(listed, json, show.samples(listed))
@@ -34,8 +34,12 @@ def list_samples(
 @app.command("get")
 def get_samples(
     *,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Without any, the newest 1000 of --model.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="An .npz: one array per input, first axis samples.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Without any, the newest 1,000 of --device and --model.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="An .npz: one array per input, first axis samples.")
+    ],
     device: Device = None,
     model: Model = None,
     data: Data = DEFAULT_DATA,
@@ -62,7 +66,7 @@ def get_samples(
 @app.command("delete")
 def delete_samples(
     *,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="As `edgeml fleet samples list` names them.")] = None,
     device: Device = None,
     model: Model = None,
     data: Data = DEFAULT_DATA,

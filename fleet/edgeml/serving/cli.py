@@ -31,14 +31,17 @@ def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
     *,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback is open to its network.")
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; anything but loopback is open to its network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(metavar="NUMBER", help="0 takes a free one.", min=0, max=65535)] = 8080,
     artifact: Annotated[
-        str | None, typer.Option(help="FORMAT:PRECISION, such as onnx:fp32; default: the most precise here.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT:PRECISION", show_default="the most precise here", help="Which artifact, such as onnx:fp32."
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the engine.", min=1, max=256)] = 1,
-    body_limit: Annotated[int, typer.Option(help="Largest request body in bytes.", min=1024)] = BODY_LIMIT_BYTES,
+    threads: Annotated[int, typer.Option(metavar="NUMBER", help="Threads of the engine.", min=1, max=256)] = 1,
+    body_limit: Annotated[int, typer.Option(metavar="BYTES", help="Largest request body.", min=1024)] = BODY_LIMIT_BYTES,
     json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON object on stdout.")] = False,
 ) -> None:
     """Serve a bundle over HTTP (Open Inference Protocol v2) until it is stopped."""

@@ -23,9 +23,14 @@ from edgeml.runtime.supervisor import Supervisor
 from edgeml.runtime.tls import broker_tls, service_tls
 from edgeml.wire.errors import ConfigError, EnvironmentProblem, LinkError, ServiceError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The agent of a device: run it, check its settings, see what it does. Every setting: docs/settings.md.",
+)
 
-Config = Annotated[Path, typer.Option("--config", help="The device's agent.toml.")]
+Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="The device's agent.toml.")]
 
 LOOK_S = 0.5
 _NOT_YET = "the agent that runs here has not done it yet; it will"
@@ -34,7 +39,10 @@ STALE_S = 3 * REWRITE_S  # a status older than this was left by an agent that en
 
 @app.command()
 def run(config: Config) -> None:
-    """Run until SIGTERM or Ctrl-C; prints a line whenever something changes. Tells systemd, where that started it."""
+    """Run until SIGTERM or Ctrl-C.
+
+    It prints a line whenever something changes, and tells systemd, where that started it.
+    """
     faulthandler.enable()  # a watchdog's SIGABRT leaves in the log where each thread hung
     supervisor = Supervisor()
     stopping = threading.Event()
@@ -58,7 +66,10 @@ def run(config: Config) -> None:
 
 @app.command()
 def check(config: Config) -> None:
-    """Read the settings, and say what they mean; changes nothing."""
+    """Read the settings, and say what they mean.
+
+    Nothing is changed, and nobody is asked. Exit code 2 names what is wrong.
+    """
     found = load_config(config)
     for table in (found.service,):
         if table is not None and not found.path(table.root).is_file():
@@ -90,8 +101,11 @@ def check(config: Config) -> None:
 
 
 @app.command()
-def status(config: Config, json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """What the agent of this configuration does, from the file it keeps. Exit code 6 if it no longer keeps it."""
+def status(config: Config, json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """Show what the agent does, from the file it keeps.
+
+    Exit code 6 if it no longer keeps it.
+    """
     found = read_status(load_config(config).data)
     now = time.time()
     print(msgspec.json.encode(found).decode() if json else screen(found, now))
@@ -103,9 +117,11 @@ def status(config: Config, json: Annotated[bool, typer.Option("--json", help="Fo
 @app.command()
 def forget(
     config: Config,
-    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a running agent.")] = 15.0,
+    wait: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for a running agent.")] = 15.0,
 ) -> None:
-    """Delete my data: what this device saw and said is erased here, and the service is asked to erase it too.
+    """Delete my data: what this device saw and said.
+
+    It is erased here, and the service is asked to erase it too.
 
     A service that cannot be reached now is asked again by the agent until it has done so. Versions and settings stay.
     """

@@ -68,7 +68,10 @@ def inspect(
 
 @verify_app.command()
 def verify(bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")], json: _Json = False) -> None:
-    """Check every byte of a bundle, then its golden vectors on every engine of this machine."""
+    """Check every byte of a bundle, then its golden vectors on every engine of this machine.
+
+    Exit codes: 0 all that can run here passes, 2 usage, 3 a byte or an answer is wrong, 6 the file cannot be read.
+    """
     with open_bundle(bundle) as opened:
         found = _verify(bundle, opened, this_board(), quiet=json)
     if json:
@@ -84,9 +87,16 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or fol
 @run_app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
-    inputs: Annotated[Path, typer.Option("--input", help="One array per input name (or `x`); first axis = samples.")],
-    output: Annotated[Path | None, typer.Option("--output", help="Write every output here, one array per name.")] = None,
-    artifact: Annotated[str | None, typer.Option(help="FORMAT:PRECISION, such as onnx:int8; default: the best here.")] = None,
+    inputs: Annotated[
+        Path, typer.Option("--input", metavar="FILE", help="An .npz: one array per input name (or `x`); first axis = samples.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write every output here, an .npz with one array per name.")
+    ] = None,
+    artifact: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT:PRECISION", show_default="the best here", help="Which artifact, such as onnx:int8."),
+    ] = None,
     json: _Json = False,
 ) -> None:
     """Run a bundle on samples from an .npz file."""

@@ -15,8 +15,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle with a TFLite artifact.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the C sources; NAME-micro by the bundle.")] = None,
-    artifact: Annotated[str | None, typer.Option(help="tflite:int8 (usual) or tflite:fp32.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", show_default="NAME-micro beside the bundle", help="Folder for the C sources."
+        ),
+    ] = None,
+    artifact: Annotated[
+        str | None,
+        typer.Option(metavar="tflite:PRECISION", show_default="tflite:int8, else tflite:fp32", help="Which artifact."),
+    ] = None,
     float_edges: Annotated[bool, typer.Option("--float-edges", help="Keep float32 inputs and outputs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

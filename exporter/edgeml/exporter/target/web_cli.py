@@ -20,14 +20,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
     bundle: Annotated[Path, typer.Argument(help="A bundle with an ONNX artifact.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the page; NAME-web by the bundle.")] = None,
-    artifact: Annotated[list[str] | None, typer.Option(help="onnx:PRECISION, again for more; all ONNX ones.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", show_default="NAME-web beside the bundle", help="Folder for the page."),
+    ] = None,
+    artifact: Annotated[
+        list[str] | None, typer.Option(metavar="onnx:PRECISION", show_default="all ONNX ones", help="May be repeated.")
+    ] = None,
     runtime: Annotated[
-        Path | None, typer.Option(help="Folder of the npm package onnxruntime-web; npm fetches it if not.")
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default="npm fetches it once", help="Of the npm package onnxruntime-web."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Open it in a headless Chromium and print what it found.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve it on loopback, and print what browsers find.")] = False,
-    port: Annotated[int, typer.Option(help="For --serve; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(metavar="NUMBER", help="For --serve; 0 takes a free one.")] = 8765,
     json: Annotated[bool, typer.Option("--json", help="With --check: one JSON object on stdout.")] = False,
 ) -> None:
     """Make a page that runs a bundle's golden vectors on onnxruntime-web, without a network.

@@ -21,11 +21,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
     bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
-    runs: Annotated[int | None, typer.Option(help="Calls of each artifact; 1,000, or what fits in ten seconds.")] = None,
-    artifact: Annotated[list[str] | None, typer.Option(help="FORMAT:PRECISION, again for more; all that run here.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the engine.")] = 1,
-    on: Annotated[str | None, typer.Option(help="Measure there: ssh://[user@]host[:port][/folder].")] = None,
-    ssh_config: Annotated[Path | None, typer.Option(help="For --on: an ssh configuration other than your own.")] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", show_default="1,000, or what fits in ten seconds", help="Calls of each artifact."),
+    ] = None,
+    artifact: Annotated[
+        list[str] | None, typer.Option(metavar="FORMAT:PRECISION", show_default="all that run there", help="May be repeated.")
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="NUMBER", help="Threads of the engine.")] = 1,
+    on: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure there: ssh://[user@]host[:port][/folder].")] = None,
+    ssh_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For --on: an ssh configuration other than your own.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure how fast each artifact of a bundle is, and how sure that is.
