@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,9 +23,8 @@ from tests.conftest import ROOT
 from tests.unit.bundles import make_bundle
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = Path(os.environ.get("EDGEML_CHROMIUM", "/usr/bin/chromium"))
 BOTH: Final[tuple[tuple[Format, Precision], ...]] = (("onnx", "fp32"), ("onnx", "int8"))
 
 
@@ -38,31 +36,6 @@ def engine() -> WebEngine:
         return find_engine(Path(given) if given else None)
     except EnvironmentProblem as problem:
         pytest.skip(str(problem))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: install chromium, or set EDGEML_CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails the test if a script of it failed, or if it asked for anything that is not on loopback."""
-    context = browser.new_context(viewport={"width": 1000, "height": 720})
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("request", lambda request: None if "//127.0.0.1:" in request.url else problems.append(request.url))
-    yield opened
-    context.close()
-    assert problems == []
 
 
 def open_page(page: Page, folder: Path) -> PageRecord:
@@ -121,10 +94,9 @@ def test_a_model_file_that_is_damaged_fails_and_the_others_go_on(engine: WebEngi
 
 @pytest.mark.slow
 def test_check_opens_the_page_by_itself_and_says_where_it_was_verified(
-    engine: WebEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: WebEngine, chromium: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: install chromium, or set EDGEML_CHROMIUM")
+    assert chromium.is_file()
     good, bad = make_bundle(tmp_path), make_bundle(tmp_path, version="1.1.0", model_bias=2.0)
     for bundle, code in ((good, 0), (bad, 3)):
         with pytest.raises(SystemExit) as left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import uvicorn
 
 from edgeml.fleet.api.http import bind, build_app
+from edgeml.fleet.api.views import rollout_view
 from edgeml.fleet.config import Config
 from edgeml.fleet.ingest import Inbound
 from edgeml.fleet.ledger import Device
@@ -22,17 +24,18 @@ from edgeml.fleet.plan import NewRollout, specify
 from edgeml.fleet.rollout import RolloutState, apply
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import versions
+from edgeml.fleet.store.ledger import listed_rollouts
 from edgeml.runtime.bundle import write_bundle
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.manifest import Reference
-from edgeml.wire.messages import Kind, Report, Slot, State, Telemetry, encode
+from edgeml.wire.messages import Kind, Report, ShadowCounts, Slot, State, Telemetry, encode
+from edgeml.wire.samples import SampleHeader, SampleTensor, encode_sample
 from edgeml.wire.sketches import Histogram
 from tests.unit.fleet_bundles import make_manifest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = Path(os.environ.get("EDGEML_CHROMIUM", "/usr/bin/chromium"))
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9)
 REFERENCE = Reference(n=1000, confidence=Histogram(EDGES, (20, 30, 100, 150, 300, 400)))
 SURE, UNSURE = (0, 2, 10, 15, 33, 40), (60, 30, 10, 0, 0, 0)
@@ -112,6 +115,32 @@ class Story:
         )  # fmt: skip
         self.say(device.id, "telemetry", encode(window))
 
+    def compare(self, version: str, names: list[str]) -> None:
+        """These devices run `version` beside the one that answers, and say how it did."""
+        with self.fleet.store.read() as connection:
+            row = versions.find(connection, "digits", version)
+        assert row is not None
+        counts = ShadowCounts(version, row.manifest_sha256, runs=200, agreed=197, errors=1, served_s=2.0, shadow_s=2.3)
+        for name in names:
+            window = Telemetry(
+                name, 1, self._next(), "digits", "1.0.0", "0" * 64, self.now[0], 60.0, 201, shadow=counts
+            )  # fmt: skip
+            self.say(name, "telemetry", encode(window))
+        self.deliver()
+
+    def show_samples(self, names: list[str]) -> None:
+        """Each of these devices sends the fleet an input that it was not sure of."""
+        with self.fleet.store.read() as connection:
+            row = versions.find(connection, "digits", "1.1.0")
+        assert row is not None
+        tensors = (SampleTensor("image", "uint8", (1, 8, 8, 1)),)
+        for number, name in enumerate(names):
+            header = SampleHeader(
+                str(uuid.UUID(int=number)), self.now[0], "digits", "1.1.0", row.manifest_sha256, tensors,
+                score=0.3 + number / 100, label=str(number % 10),
+            )  # fmt: skip
+            assert self.fleet.samples.take(name, encode_sample(header, [bytes(64)]), self.now[0])
+
     def _next(self) -> int:
         self.seq += 1
         return self.seq
@@ -136,7 +165,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Story, str
         told.rollout("1.0.0")
         told.live(8)
         told.rollout("1.1.0")
+        told.compare("1.1.0", ["meter-001", "meter-002"])
         told.live(8)
+        told.show_samples([f"meter-{number:03d}" for number in range(25)])
         told.rollout("1.2.0")
         told.live(5, unsure="1.2.0")
         listener = bind("127.0.0.1", 0)
@@ -147,33 +178,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Story, str
         server.should_exit = True
         thread.join(10)
         listener.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: install chromium, or set EDGEML_CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1180, "height": 900})
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on(
-        "request",
-        lambda request: None if request.url.startswith(("http://127.0.0.1", "data:")) else problems.append(request.url),
-    )
-    yield opened
-    context.close()
-    assert problems == []
 
 
 def shot(page: Page, name: str) -> None:
@@ -205,6 +209,41 @@ def test_the_page_is_readable_on_a_phone_and_in_the_dark(story: tuple[Story, str
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shot(page, "phone-dark")
     context.close()
+
+
+def test_the_page_says_how_a_version_did_beside_the_old_one(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    card = page.locator("article", has=page.get_by_role("heading", name="digits 1.1.0"))
+    card.get_by_text("Beside the old version").wait_for()
+    assert "on 2 devices: 394 of 400 answers the same, 1.15 times its time, 2 errors" in card.inner_text()
+    assert page.get_by_text("Beside the old version").count() == 1
+
+
+def test_the_page_counts_devices_by_how_far_their_update_is(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    steps = page.locator("article", has=page.get_by_role("heading", name="digits 1.1.0")).get_by_label(
+        "Devices by their newest"
+    )
+    steps.wait_for()
+    with told.fleet.store.read() as connection:
+        confirmed = {state.spec.version: rollout_view(connection, state) for state in listed_rollouts(connection, limit=9)}[
+            "1.1.0"
+        ]
+    assert steps.inner_text() == f"{confirmed.positions['confirmed']} confirmed"
+
+
+def test_the_page_lists_the_newest_samples_and_the_command_that_gets_them(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    samples = page.get_by_role("region", name="Samples").last
+    samples.wait_for()
+    rows = samples.locator("tbody tr")
+    assert rows.count() == 20
+    assert rows.first.locator("td").all_inner_texts()[:4] == ["meter-024", "4 digits 1.1.0", "54 %", "image 1x8x8x1"]
+    page.get_by_text("25 inputs that 25 devices were not sure of").wait_for()
+    page.get_by_text("edgeml fleet samples get --model digits").wait_for()
 
 
 def test_a_wrong_key_is_refused_in_words_and_the_right_one_opens(story: tuple[Story, str], page: Page) -> None:

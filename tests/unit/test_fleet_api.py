@@ -249,10 +249,14 @@ def test_the_overview_has_all_that_the_page_shows(desk: Desk, tmp_path: Path) ->
     desk.publish(make_bundle(tmp_path))
     desk.roll_out()
     page = desk.get("/v1/overview").json()
-    assert sorted(page) == ["devices", "events", "fleet", "models", "rollouts", "service"]
+    assert sorted(page) == ["devices", "events", "fleet", "models", "rollouts", "samples", "service"]
     assert page["fleet"]["devices"] == 1
     assert page["devices"][0]["tags"] == {"site": "north"}
     assert page["rollouts"][0]["sentence"]
+    assert page["rollouts"][0]["shadow"] is None
+    assert page["samples"] == {
+        "taken": True, "kept": {"samples": 0, "bytes": 0, "devices": 0, "by_model": {}}, "newest": [],
+    }  # fmt: skip
     assert page["models"][0]["version"] == "1.0.0"
 
 

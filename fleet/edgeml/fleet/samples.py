@@ -38,6 +38,15 @@ class SampleRow(msgspec.Struct, frozen=True):
     header: SampleHeader
 
 
+class SampleSums(msgspec.Struct, frozen=True):
+    """What is kept, in numbers."""
+
+    samples: int
+    bytes: int
+    devices: int
+    by_model: dict[str, int]
+
+
 class SampleStore:
     """See the module. Thread-safe.
 
@@ -75,6 +84,12 @@ class SampleStore:
         with self._lock:
             rows = [row for row in reversed(self._rows.values()) if _fits(row, device, model)]
         return rows[:limit]
+
+    def sums(self) -> SampleSums:
+        with self._lock:
+            by_model = Counter(row.header.model for row in self._rows.values())
+            devices = sum(size > 0 for size in self._bytes.values())
+            return SampleSums(len(self._rows), self.bytes, devices, dict(sorted(by_model.items())))
 
     def read(self, sample_id: str) -> bytes | None:
         """A sample's bytes as they came."""

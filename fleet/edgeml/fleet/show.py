@@ -69,8 +69,18 @@ def rollout(one: Answer) -> str:
     ]
     if one["positions"]:
         lines.append("  " + ", ".join(f"{count} {state}" for state, count in sorted(one["positions"].items())))
+    if one["shadow"]:
+        lines.append(f"  {shadow(one['shadow'])}")
     lines += [f"  [{verdict['outcome']}] {verdict['sentence']}" for verdict in one["verdicts"]]
     return "\n".join(lines)
+
+
+def shadow(sums: Answer) -> str:
+    """`beside the old version on 3 devices: 198 of 200 answers as its, 1.04 times its time, 0 errors`."""
+    slower = f"{sums['shadow_s'] / sums['served_s']:.2f} times its time, " if sums["served_s"] > 0 else ""
+    where = f"{sums['devices']} device{'' if sums['devices'] == 1 else 's'}"
+    agreed = f"{sums['agreed']} of {sums['runs']} answers as its"
+    return f"beside the old version on {where}: {agreed}, {slower}{sums['errors']} errors"
 
 
 def events(listed: Sequence[Answer]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, func, select
 
 from edgeml.fleet.rollout import RolloutSpec, RolloutState, Verdict
+from edgeml.fleet.samples import SampleRow, SampleSums
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import devices, events, messages, versions
 from edgeml.fleet.store.devices import DeviceRow
@@ -15,6 +16,8 @@ from edgeml.fleet.store.ledger import listed_rollouts
 from edgeml.fleet.store.tables import assignments, attempts, installed
 from edgeml.fleet.store.versions import VersionRow
 from edgeml.wire.structs import learn
+
+SAMPLES_SHOWN: Final = 20
 
 
 class RolloutView(msgspec.Struct, frozen=True):
@@ -30,6 +33,7 @@ class RolloutView(msgspec.Struct, frozen=True):
     told: int
     taken_back: int
     positions: dict[str, int]
+    shadow: messages.ShadowSum | None  # how it did beside the versions it is to replace
     verdicts: tuple[Verdict, ...]
     spec: RolloutSpec
     started_at: float | None
@@ -80,6 +84,14 @@ class FleetView(msgspec.Struct, frozen=True):
     by_version: dict[str, dict[str, int]]
 
 
+class SamplesView(msgspec.Struct, frozen=True):
+    """Inputs that devices were allowed to send: what is kept, and the newest. `taken` is whether this service takes any."""
+
+    taken: bool
+    kept: SampleSums
+    newest: list[SampleRow]
+
+
 class Overview(msgspec.Struct, frozen=True):
     """All that the page shows, in one answer."""
 
@@ -88,6 +100,7 @@ class Overview(msgspec.Struct, frozen=True):
     models: list[VersionRow]
     rollouts: list[RolloutView]
     devices: list[DeviceView]
+    samples: SamplesView
     events: list[events.EventRow]
 
 
@@ -107,6 +120,7 @@ def rollout_view(connection: Connection, state: RolloutState) -> RolloutView:
         told=told[0],
         taken_back=told[1],
         positions={row[0]: row[1] for row in connection.execute(counted)},
+        shadow=messages.shadow_of(connection, state.spec.manifest_sha256),
         verdicts=state.verdicts,
         spec=state.spec,
         started_at=state.started_at,
@@ -176,6 +190,9 @@ def overview(fleet: Fleet, *, device_limit: int, event_limit: int) -> Overview:
             models=versions.listed(connection),
             rollouts=[rollout_view(connection, state) for state in listed_rollouts(connection, limit=20)],
             devices=device_views(connection, limit=device_limit),
+            samples=SamplesView(
+                fleet.config.samples_bytes > 0, fleet.samples.sums(), fleet.samples.listed(limit=SAMPLES_SHOWN)
+            ),
             events=events.listed(connection, limit=event_limit),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection, delete, func, select, update
 
 from edgeml.fleet.store.database import upsert
-from edgeml.fleet.store.tables import attempts, drifts, forgotten, reports, telemetry
+from edgeml.fleet.store.tables import attempts, drifts, forgotten, reports, shadows, telemetry
 
 
 def forget(connection: Connection, device: str, before_seq: int | None, at: float) -> tuple[int, int]:
@@ -22,6 +22,7 @@ def forget(connection: Connection, device: str, before_seq: int | None, at: floa
         said = (table.c.device == device) & (table.c.seq <= until)
         gone.append(connection.execute(delete(table).where(said)).rowcount)
     connection.execute(delete(drifts).where((drifts.c.device == device) & (drifts.c.seq <= until)))
+    connection.execute(delete(shadows).where(shadows.c.device == device))  # sums: what is later cannot be told from the rest
     words = (attempts.c.device == device) & (attempts.c.seq <= until)
     connection.execute(update(attempts).where(words).values(detail=None))
     values = {"before_seq": until, "at": at}

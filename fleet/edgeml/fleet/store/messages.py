@@ -6,8 +6,8 @@ import msgspec
 from sqlalchemy import Connection, func, select, update
 
 from edgeml.fleet.store.database import upsert
-from edgeml.fleet.store.tables import attempts, drifts, installed, reports, telemetry
-from edgeml.wire.messages import Report, Telemetry
+from edgeml.fleet.store.tables import attempts, drifts, installed, reports, shadows, telemetry
+from edgeml.wire.messages import Report, ShadowCounts, Telemetry
 from edgeml.wire.structs import learn
 
 
@@ -26,6 +26,17 @@ class Attempt(msgspec.Struct, frozen=True):
     detail: str | None
     retryable: bool
     received_at: float
+
+
+class ShadowSum(msgspec.Struct, frozen=True):
+    """Calls that a version was given beside another, unheard: `agreed` of `runs` answers were the same, `errors` failed."""
+
+    devices: int
+    runs: int
+    agreed: int
+    errors: int
+    served_s: float  # what the calls took by the version that answered
+    shadow_s: float  # and by this one
 
 
 def add_report(connection: Connection, report: Report, received_at: float) -> bool:
@@ -78,6 +89,8 @@ def add_telemetry(connection: Connection, window: Telemetry, received_at: float)
     if connection.execute(insert.on_conflict_do_nothing(index_elements=["device", "seq"])).rowcount < 1:
         return False
     _note_drift(connection, window)
+    if window.shadow is not None:
+        _add_shadow(connection, window, window.shadow)
     return True
 
 
@@ -92,6 +105,24 @@ def _note_drift(connection: Connection, window: Telemetry) -> None:
     else:
         mine = (drifts.c.device == window.device) & (drifts.c.model == window.model)
         connection.execute(update(drifts).where(mine & newer).values(**streams))
+
+
+def _add_shadow(connection: Connection, window: Telemetry, counts: ShadowCounts) -> None:
+    added = {
+        "runs": counts.runs, "agreed": counts.agreed, "errors": counts.errors, "served_s": counts.served_s,
+        "shadow_s": counts.shadow_s,
+    }  # fmt: skip
+    insert = upsert(connection, shadows).values(device=window.device, manifest_sha256=counts.manifest_sha256, **added)
+    sums = {name: shadows.c[name] + insert.excluded[name] for name in added}
+    connection.execute(insert.on_conflict_do_update(index_elements=["device", "manifest_sha256"], set_=sums))
+
+
+def shadow_of(connection: Connection, manifest_sha256: str) -> ShadowSum | None:
+    """How a version did beside others, over all devices; `None` if it never ran so."""
+    sums = [func.sum(shadows.c[name]) for name in ("runs", "agreed", "errors", "served_s", "shadow_s")]
+    query = select(func.count(), *sums).where(shadows.c.manifest_sha256 == manifest_sha256)
+    row = connection.execute(query).one()
+    return ShadowSum(*row) if row[0] else None
 
 
 def drifts_of(connection: Connection, device: str | None = None) -> dict[str, dict[str, tuple[str, ...]]]:

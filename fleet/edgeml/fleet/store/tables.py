@@ -135,6 +135,19 @@ drifts = Table(
     Column("streams_json", Text, nullable=False),
 )
 
+shadows = Table(
+    "shadows",  # how a version did that ran beside another on a device: the sums of its windows
+    metadata,
+    _of_device(primary_key=True),
+    Column("manifest_sha256", Text, primary_key=True),
+    Column("runs", BigInteger, nullable=False),
+    Column("agreed", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("served_s", Float, nullable=False),
+    Column("shadow_s", Float, nullable=False),
+)
+Index("shadows_of_version", shadows.c.manifest_sha256)
+
 forgotten = Table(
     "forgotten",  # devices that were forgotten: what they said up to a number is not taken, should it come late
     metadata,

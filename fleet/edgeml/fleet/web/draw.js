@@ -87,7 +87,7 @@ function drawRollout(rollout, overview) {
     el("h3", {}, `${rollout.model} ${rollout.version}`), el("span", { class: `chip ${tone}` }, word),
     since ? el("span", { class: "when soft small" }, `${rollout.ended_at ? "ended" : "started"} ${ago(overview.service.now - since)}`) : null);
   const card = el("article", { class: `card rollout ${LOOK[rollout.phase] ?? ""}`, "data-id": rollout.id, "data-phase": rollout.phase }, top,
-    el("p", { class: "evidence" }, rollout.sentence), drawWaves(rollout));
+    el("p", { class: "evidence" }, rollout.sentence), drawWaves(rollout), drawSteps(rollout), drawShadow(rollout));
   if (NEXT[rollout.phase]) {
     const commands = NEXT[rollout.phase].flatMap((verb, i) => [i ? " · " : "", el("code", {}, `edgeml fleet rollout ${verb} ${rollout.id}`)]);
     card.append(el("p", { class: "next" }, ...commands));
@@ -98,6 +98,28 @@ function drawRollout(rollout, overview) {
       el("ol", {}, ...said.map((verdict) => el("li", {}, verdict.sentence)))));
   }
   return card;
+}
+
+const STEPS = {
+  offered: ["waiting to begin", ""], downloading: ["downloading", ""], verified: ["checked, not yet installed", ""], self_test: ["in self-test", ""],
+  shadow: ["beside the old version", "new"], soaking: ["soaking", "new"], confirmed: ["confirmed", "good"],
+  failed: ["failed", "bad"], rejected: ["rejected", "bad"], rolled_back: ["rolled back", "bad"],
+};
+
+function drawSteps(rollout) {
+  const over = rollout.phase === "rolled_back" || rollout.phase === "aborted"; // then what was confirmed is no more
+  const at = Object.entries(STEPS).filter(([state, [, tone]]) => rollout.positions[state] && (!over || tone === "bad"));
+  if (!at.length) return null;
+  return el("ul", { class: "steps", "aria-label": "Devices by their newest report" }, ...at.map(([state, [word, tone]]) =>
+    el("li", { class: `chip ${tone}` }, `${number(rollout.positions[state])} ${word}`)));
+}
+
+function drawShadow({ shadow }) {
+  if (!shadow) return null;
+  const agreed = shadow.runs ? `${number(shadow.agreed)} of ${number(shadow.runs)} answers the same` : "no answer yet";
+  const slower = shadow.served_s > 0 ? `, ${(shadow.shadow_s / shadow.served_s).toFixed(2)} times its time` : "";
+  const failed = `, ${number(shadow.errors)} ${shadow.errors === 1 ? "error" : "errors"}`;
+  return el("p", { class: "shadow small" }, el("strong", {}, "Beside the old version"), ` on ${devices(shadow.devices)}: ${agreed}${slower}${failed}`);
 }
 
 function drawWaves(rollout) {
@@ -152,6 +174,34 @@ function runs(device) {
   const now = Object.entries(device.installed).map(([model, version]) => `${model} ${version}`);
   const next = changes(device).map(([model, version]) => (version ? `→ ${model} ${version}` : `→ without ${model}`));
   return [...now, ...next].join(" ") || "nothing";
+}
+
+export function drawSamples(overview) {
+  const { taken, kept, newest } = overview.samples;
+  if (!kept.samples) {
+    const why = taken ? "No sample yet: a device sends inputs it was not sure of only if its owner turned that on, by " : "This service takes no samples; its option is ";
+    return [el("p", { class: "card empty" }, why, el("code", {}, taken ? "[samples] in agent.toml" : "--samples-mb"))];
+  }
+  const [model] = Object.keys(kept.by_model);
+  const models = Object.entries(kept.by_model).map(([name, count]) => `${name} ${number(count)}`).join(", ");
+  const head = el("thead", {}, el("tr", {}, ...["Device", "Answer", "Score", "Input", "Came"].map((name) => el("th", { scope: "col" }, name))));
+  const rows = newest.map((row) => el("tr", {},
+    el("td", {}, row.device),
+    el("td", {}, answerOf(row.header)),
+    el("td", {}, row.header.score === undefined ? "" : percent(row.header.score)),
+    el("td", { class: "tags" }, row.header.tensors.map((tensor) => `${tensor.name} ${tensor.shape.join("x")}`).join(", ")),
+    el("td", { class: "tags" }, ago(overview.service.now - row.received_at))));
+  return [
+    el("p", { class: "soft small lead" }, `${number(kept.samples)} inputs that ${devices(kept.devices)} ${kept.devices === 1 ? "was" : "were"} not sure of (${models}), ${size(kept.bytes)}. `,
+      el("code", {}, `edgeml fleet samples get --model ${model} -o field.npz`)),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples" }, el("table", {}, head, el("tbody", {}, ...rows))),
+    kept.samples > newest.length ? el("p", { class: "soft small" }, `The newest ${newest.length}; all of them: `, el("code", {}, "edgeml fleet samples list")) : null,
+  ].filter(Boolean);
+}
+
+function answerOf(header) {
+  const version = el("span", { class: "soft" }, ` ${header.model} ${header.version}`);
+  return el("span", {}, header.label ?? "–", version);
 }
 
 const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);

@@ -1,6 +1,6 @@
 // Asks the service for its overview every two seconds, and redraws only the parts that changed.
 
-import { ago, drawDevices, drawEvents, drawFleet, drawModels, drawRollouts } from "/web/draw.js";
+import { ago, drawDevices, drawEvents, drawFleet, drawModels, drawRollouts, drawSamples } from "/web/draw.js";
 
 const EVERY_MS = 2000;
 const KEY = "edgeml.operator-key";
@@ -43,7 +43,7 @@ function place(id, uses, draw) {
 }
 
 function draw() {
-  const { fleet, rollouts, devices, models, events, service } = overview;
+  const { fleet, rollouts, devices, samples, models, events, service } = overview;
   const minute = Math.floor(service.now / 10); // "… ago" need not be younger than that
   const wanted = $("find").value;
   const sketch = devices.map(({ last_seen, ...device }) => (device.online ? device : { ...device, last_seen }));
@@ -52,6 +52,7 @@ function draw() {
   place("fleet", [fleet, sketch, service.telemetry], () => drawFleet(overview));
   place("rollouts", [rollouts, minute], () => drawRollouts(overview));
   place("devices", [sketch, wanted, fleet.devices, minute], () => drawDevices(overview, wanted));
+  place("samples", [samples, minute], () => drawSamples(overview));
   place("models", [models, Math.floor(service.now / 60)], () => drawModels(overview));
   place("events", events, () => drawEvents(overview));
 }
