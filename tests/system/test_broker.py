@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeml.fleet.broker import Address, find_mosquitto, free_port
+from edgeml.fleet.broker import Address, free_port
+from edgeml.fleet.brokers import find_mosquitto
 from edgeml.fleet.config import Config
 from edgeml.fleet.devices import SERVICE_USER
 from edgeml.fleet.service import Fleet

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from tuf.ngclient import Updater  # type: ignore[attr-defined]
 
-from edgeml.fleet.broker import find_mosquitto
+from edgeml.fleet.brokers import find_mosquitto
 from edgeml.fleet.store import Store, events
 from edgeml.runtime.config import load_config
 from edgeml.wire.errors import LinkError

@@ -15,13 +15,14 @@ import msgspec
 import pytest
 import uvicorn
 
-from edgeml.fleet.api.http import bind, build_app
+from edgeml.fleet.api.app import build_app
 from edgeml.fleet.api.views import rollout_view
 from edgeml.fleet.config import Config
 from edgeml.fleet.ingest import Inbound
 from edgeml.fleet.ledger import Device
 from edgeml.fleet.plan import NewRollout, specify
 from edgeml.fleet.rollout import RolloutState, apply
+from edgeml.fleet.serve import bind
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import versions
 from edgeml.fleet.store.ledger import listed_rollouts

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from edgeml.fleet.api.http import BODY_LIMIT_BYTES, build_app
+from edgeml.fleet.api.app import build_app
+from edgeml.fleet.api.http import BODY_LIMIT_BYTES
 from edgeml.fleet.config import Config
 from edgeml.fleet.service import Fleet
 from edgeml.wire.messages import Report, encode

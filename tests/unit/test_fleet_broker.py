@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from edgeml.fleet.amqtt_broker import Rules
-from edgeml.fleet.broker import Address, Outside, admits, choose, find_mosquitto, parse_address, refuse_taken_port
+from edgeml.fleet.broker import Address, admits, parse_address, refuse_taken_port
+from edgeml.fleet.brokers import Outside, choose, find_mosquitto
 from edgeml.fleet.config import Config
 from edgeml.fleet.devices import SERVICE_USER
 from edgeml.fleet.mosquitto import Mosquitto
+from edgeml.fleet.service import Fleet
 from edgeml.wire.errors import ConfigError, EnvironmentProblem
 
 
@@ -52,7 +54,7 @@ def test_none_means_polling_and_an_address_means_joining(tmp_path: Path) -> None
 def test_without_the_binary_amqtt_is_taken_unless_mosquitto_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeml.fleet.broker.find_mosquitto", lambda: None)
+    monkeypatch.setattr("edgeml.fleet.brokers.find_mosquitto", lambda: None)
     chosen = choose(Config(tmp_path))
     assert chosen is not None
     assert chosen.name == "amqtt"
@@ -73,6 +75,15 @@ def test_a_taken_port_names_the_option() -> None:
         listener.listen()
         with pytest.raises(EnvironmentProblem, match="--mqtt-port"):
             refuse_taken_port("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_broker_that_is_none_is_refused_before_keys_are_made(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="broker 'rabbit': expected mqtt://"),
+        Fleet(Config(tmp_path / "fleet", broker="rabbit")),
+    ):
+        pass
+    assert not (tmp_path / "fleet").exists()
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="no mosquitto here")

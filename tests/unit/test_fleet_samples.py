@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from edgeml.fleet.api.http import build_app
+from edgeml.fleet.api.app import build_app
 from edgeml.fleet.config import Config
 from edgeml.fleet.samples import DAY_S, SampleStore
 from edgeml.fleet.samples_cli import stack

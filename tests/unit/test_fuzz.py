@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from edgeml.fleet.api.http import build_app
+from edgeml.fleet.api.app import build_app
 from edgeml.fleet.config import Config
 from edgeml.fleet.service import Fleet
 from edgeml.runtime.config import AgentConfig

@@ -71,7 +71,7 @@ def serve(
 
     The first start makes keys, database and the operator's key, and says where they are. Stop it with Ctrl-C.
     """
-    from edgeml.fleet.service import serve as run
+    from edgeml.fleet.serve import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("uvicorn", "httpx", "amqtt"):

@@ -1,7 +1,6 @@
 """The fleet service: everything it owns, started and stopped in order.
 
     with Fleet(config) as fleet: …          # store, keys, broker, link, controller's clock
-    serve(config)                           # the same, behind HTTP, until a signal
 
 What it decided is stored before anyone is told, so a kill at any moment leaves a state from which the next start goes on.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -19,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
-from edgeml.fleet import broker as brokers
+from edgeml.fleet import brokers
 from edgeml.fleet import trust as trusts
+from edgeml.fleet.broker import Broker
 from edgeml.fleet.config import Config, Places
 from edgeml.fleet.controller import Controller
 from edgeml.fleet.devices import Inventory
@@ -36,9 +35,6 @@ from edgeml.fleet.store.ledger import StoreLedger
 from edgeml.fleet.trust import Trust
 from edgeml.fleet.waiting import Waiting
 from edgeml.wire.errors import EnvironmentProblem
-
-if TYPE_CHECKING:
-    import socket
 
 REFRESH_EVERY_S: Final = 600.0  # far below half of the shortest-lived signature
 _STOP_LIMIT_S: Final = 10.0
@@ -64,7 +60,7 @@ class Fleet:
         self.started_at = clock()
         self.waiting = Waiting()
         self.deciding = threading.Lock()  # a tick and an operator's command read, decide and save one after the other
-        self.broker: brokers.Broker | None = None
+        self.broker: Broker | None = None
         self.link: Link | None = None
         self.ticks = 0
         self.failed_ticks = 0
@@ -97,6 +93,7 @@ class Fleet:
 
     def _start(self) -> None:
         places = self.config.places
+        self.broker = brokers.choose(self.config)  # a wrong address is told before anything is made
         private_folder(places.data)
         self._open.enter_context(_locked(places))
         password = os.environ.get(trusts.PASSWORD_VARIABLE)
@@ -121,7 +118,6 @@ class Fleet:
         self._open.callback(self._stop_clock)
 
     def _start_broker(self) -> None:
-        self.broker = brokers.choose(self.config)
         if self.broker is None:
             self._say("no broker: devices poll")
             return
@@ -209,33 +205,6 @@ def operator_key(places: Places) -> str:
     key = secrets.token_urlsafe(32)
     write_whole(places.operator_key, f"{key}\n".encode(), PRIVATE)
     return key
-
-
-def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
-    """Run until SIGINT or SIGTERM.
-
-    Raises:
-        EnvironmentProblem: a port is taken, another service uses the data folder, …
-    """
-    from edgeml.fleet.api.http import bind, run_until_signal
-
-    listener = bind(config.host, config.port)
-    with contextlib.closing(listener), Fleet(config, say=say) as fleet:
-        url = config.public_url or _url(listener)
-        broker = fleet.broker.address.url if fleet.broker is not None else None
-        place = config.places.address
-        write_whole(place, json.dumps({"url": url, "broker": broker, "pid": os.getpid()}).encode(), PRIVATE)
-        try:
-            say(f"fleet service at {url}" + (f", broker ({fleet.broker.name}) at {broker}" if fleet.broker else ""))
-            say(f"page at {url}/ (operator's key: {config.places.operator_key})")
-            run_until_signal(fleet, listener)
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{host}:{port}"
 
 
 @contextlib.contextmanager
