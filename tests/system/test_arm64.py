@@ -22,7 +22,7 @@ PROCESSORS = ["cortex-a72", "cortex-a76"]  # Raspberry Pi 4; Raspberry Pi 5, whi
 COMPARED = 100  # samples: enough to see a wrong kernel, few enough for an emulator
 UNIT_TESTS = [
     "test_runtime_backends.py", "test_runtime_session.py", "test_runtime_model.py", "test_runtime_fallback.py",
-    "test_slots.py", "test_spool.py", "test_updater.py",
+    "test_slots.py", "test_spool.py", "test_update_resume.py", "test_updater.py",
 ]  # fmt: skip
 LONG_EMULATED = "thousand or kill_nine or full_ring"  # tens of seconds here; nothing in them is about the processor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeml.runtime import updater as u
 from edgeml.runtime.window import Hold
-from tests.unit.test_updater import SHADOW, A, B, Bench, C
+from tests.unit.update_bench import SHADOW, A, B, Bench, C
 
 
 def bench_with(digest: str = A) -> Bench:

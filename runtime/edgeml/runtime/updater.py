@@ -21,7 +21,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from edgeml.runtime import beside
-from edgeml.runtime.endings import REJECTIONS, backoff_s, end, fail, penalise, reject, roll_back, way_back
+from edgeml.runtime.endings import REJECTIONS, backoff_s, end, fail, penalise, reject, roll_back
+from edgeml.runtime.held import held, held_since
+from edgeml.runtime.resume import TRIAL_BOOTS, booted, damaged
 from edgeml.runtime.update import (
     Action,
     Booted,
@@ -54,6 +56,7 @@ from edgeml.runtime.update import (
 from edgeml.runtime.window import Hold
 
 __all__ = [
+    "TRIAL_BOOTS",
     "Action",
     "Booted",
     "CheckHealth",
@@ -86,7 +89,6 @@ __all__ = [
     "step",
 ]
 
-TRIAL_BOOTS: Final = 3  # one more than the retry that a watchdog or a flaky supply explains
 STEADY_S: Final = 600.0  # up for so long, a restart is no longer this version's doing
 
 
@@ -100,7 +102,7 @@ def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: fl
         case Wanted():
             return _wanted(update, event, now, policy, hold)
         case Booted():
-            return _booted(update, event, now, hold)
+            return booted(update, event, now, hold)
         case Tick():
             return _tick(update, now, policy, hold)
         case Fetched():
@@ -114,7 +116,7 @@ def step(update: Update, event: Event, now: float, *, policy: Policy, jitter: fl
         case Compared() | Health():
             return _looked_at(update, event, now, policy, hold)
         case Damaged():
-            return _damaged(update, event, now, policy, jitter)
+            return damaged(update, event, now, policy, jitter)
 
 
 def is_due(update: Update, now: float, policy: Policy) -> bool:
@@ -187,22 +189,8 @@ def _offer(update: Update, now: float, policy: Policy, hold: Hold | None) -> Out
     if now < target.not_before:
         return replace(update, stage="offered", wake_at=target.not_before), (Tell("offered"),)
     if hold is not None and hold.blocks_download and digest not in update.installed:
-        return _held(update, "offered", now, hold)
+        return held(update, "offered", now, hold)
     return _begin(update)
-
-
-def _held(update: Update, stage: Stage, now: float, hold: Hold) -> Outcome:
-    """Wait in `stage`; said once, since waiting is no news."""
-    is_news = (stage, hold.code) != (update.stage, update.code)
-    update = replace(
-        update, stage=stage, wake_at=hold.until, code=hold.code, detail=hold.detail, retryable=False,
-        held_since=_held_since(update, now, hold),
-    )  # fmt: skip
-    return update, (Tell(stage),) if is_news else ()
-
-
-def _held_since(update: Update, now: float, hold: Hold) -> float | None:
-    return (update.held_since or now) if hold.code == "postponed" else update.held_since
 
 
 def _test(update: Update, digest: str) -> Outcome:
@@ -236,7 +224,7 @@ def _fetched(update: Update, event: Fetched, now: float, hold: Hold | None) -> O
         code=None, detail=None,
     )  # fmt: skip
     if hold is not None:
-        return _held(update, "verified", now, hold)
+        return held(update, "verified", now, hold)
     return update, (Tell("verified"), Tell("self_test"), SelfTest(event.digest, update.attempt))
 
 
@@ -285,7 +273,7 @@ def _compared(update: Update, event: Compared, now: float, policy: Policy, hold:
         return update, (StopBeside(), *told)
     if hold is not None:
         is_news = hold.code != update.code
-        update = replace(update, code=hold.code, detail=hold.detail, held_since=_held_since(update, now, hold))
+        update = replace(update, code=hold.code, detail=hold.detail, held_since=held_since(update, now, hold))
         return update, (Tell("shadow"),) if is_news else ()
     update = replace(_soak(update, event.digest, now, policy), detail=beside.words(update))
     return update, (Switch(event.digest), Tell("soaking"))
@@ -306,7 +294,7 @@ def _tick(update: Update, now: float, policy: Policy, hold: Hold | None) -> Outc
         case "offered" | "failed":
             return _offer(replace(update, wake_at=None), now, policy, hold)
         case "verified" if update.wanted is not None:
-            return _test(update, update.wanted) if hold is None else _held(update, "verified", now, hold)
+            return _test(update, update.wanted) if hold is None else held(update, "verified", now, hold)
         case "downloading":
             return replace(update, wake_at=None), (Fetch(update.target, update.attempt),)
         case "shadow" if update.wanted is not None:
@@ -336,67 +324,3 @@ def _health(update: Update, event: Health, now: float, policy: Policy) -> Outcom
     steady = now - update.booted_at >= min(STEADY_S, policy.soak_s / 2)
     wake_at = min(now + policy.health_s, update.soak_until)
     return replace(update, boots=0 if steady else update.boots, wake_at=wake_at), ()
-
-
-def _booted(update: Update, event: Booted, now: float, hold: Hold | None) -> Outcome:
-    installed = tuple(dict.fromkeys((*event.installed, *((event.factory,) if event.factory else ()))))
-    update = replace(update, installed=installed, factory=event.factory, booted_at=now)
-    if update.active is None and update.stage is None and event.factory is not None:
-        update = replace(update, active=event.factory, confirmed=event.factory)
-    if update.stage is None or update.target is None:
-        return update, (Switch(update.active),)
-    update, actions = _resumed(update, now, hold)
-    return update, (Switch(update.active), *actions)
-
-
-def _resumed(update: Update, now: float, hold: Hold | None) -> Outcome:
-    """Take up what a restart interrupted."""
-    assert update.target is not None
-    match update.stage:
-        case "downloading":
-            return replace(update, wake_at=None), (Tell("downloading"), Fetch(update.target, update.attempt))
-        case "verified" if hold is not None and update.wanted in update.installed:
-            return _held(update, "verified", now, hold)
-        case "verified" | "self_test" | "shadow":
-            return _tested_again(replace(update, boots=update.boots + 1))
-        case "soaking":
-            update = replace(update, boots=update.boots + 1, wake_at=now)
-            if update.boots >= TRIAL_BOOTS:
-                return roll_back(update, "boot_loop", f"{update.boots} restarts while soaking")
-            return update, (Tell("soaking"),)
-        case None:
-            return update, ()
-        case stage:
-            return update, (Tell(stage),)
-
-
-def _tested_again(update: Update) -> Outcome:
-    digest, target = update.wanted, update.target
-    assert digest is not None
-    assert target is not None
-    if update.boots >= TRIAL_BOOTS:
-        update = penalise(replace(update, retryable=False, wake_at=None), digest, "crash")
-        detail = f"{update.boots} restarts in the self-test" + (" or beside the old version" if update.shadow_until else "")
-        return replace(update, stage="failed", code="crash", detail=detail, boots=0), (Tell("failed"),)
-    if digest not in update.installed:
-        return replace(update, stage="downloading"), (Tell("downloading"), Fetch(target, update.attempt))
-    return replace(update, stage="self_test"), (Tell("self_test"), SelfTest(digest, update.attempt))
-
-
-def _damaged(update: Update, event: Damaged, now: float, policy: Policy, jitter: float) -> Outcome:
-    """Go on with another installed version; the wanted one, if that is what broke, is downloaded again."""
-    installed = tuple(d for d in update.installed if d != event.digest)
-    was_active = event.digest == update.active
-    update = replace(
-        update, installed=installed, factory=None if event.digest == update.factory else update.factory,
-        active=None if was_active else update.active,
-        confirmed=None if event.digest == update.confirmed else update.confirmed,
-    )  # fmt: skip
-    if was_active:
-        update = replace(update, active=way_back(update, event.digest))
-    moves: tuple[Action, ...] = (Switch(update.active), Prune(installed)) if was_active else (Prune(installed),)
-    if event.digest != update.wanted or update.stage not in {"soaking", "confirmed", "self_test", "shadow"}:
-        return update, moves
-    failure = Failed(event.digest, update.attempt, "damaged", event.detail, retryable=True)
-    update, told = fail(replace(update, tries=0), failure, now, policy, jitter)
-    return update, (*moves, *told)
