@@ -83,9 +83,7 @@ def find(domain: str, name: str) -> Operator | None:
 
 
 def supported_operators() -> tuple[str, ...]:
-    """Names of the operators the importer knows, sorted."""
-    from edgeml.exporter.importer import graph  # noqa: F401 - loading it registers the families
-
+    """Names of the operators the importer knows, sorted; all of them once the package is imported."""
     return tuple(sorted(_OPERATORS))
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from edgeml.exporter.layers.difference import Difference, difference
 from edgeml.exporter.layers.explain import Explanation, explained
 from edgeml.exporter.layers.feeding import calls_for, samples_for
+from edgeml.exporter.layers.open import open_model
 from edgeml.exporter.layers.subject import Subject
-from edgeml.exporter.layers.trace import Model, Trace, first, open_model
+from edgeml.exporter.layers.trace import Model, Trace, first
 from edgeml.exporter.parity.metrics import spread
 from edgeml.runtime.backends import Array, EngineOptions, opener
 from edgeml.wire.errors import EdgemlError

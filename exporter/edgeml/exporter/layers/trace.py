@@ -57,27 +57,6 @@ class Model(Protocol):
         ...
 
 
-def open_model(format_: Format, data: bytes) -> Model:
-    """Open a model file for tracing.
-
-    Raises:
-        ModelError: it is not a model of this format.
-        EngineError, UnsupportedError: the engine cannot run it.
-        MissingExtraError: its engine is not installed.
-    """
-    if format_ == "onnx":
-        from edgeml.exporter.layers.onnx import OnnxModel
-
-        return OnnxModel(data)
-    if format_ == "tflite":
-        from edgeml.exporter.layers.tflite import TfliteModel
-
-        return TfliteModel(data)
-    from edgeml.exporter.layers.coreml import CoremlModel
-
-    return CoremlModel(data)
-
-
 def enough(seen: Sequence[Mapping[str, Array]]) -> bool:
     """Whether the calls kept so far fill what a trace may hold."""
     return len(seen) * sum(value.nbytes for value in seen[0].values()) >= LIMIT_BYTES if seen else False
