@@ -18,18 +18,11 @@ from edgeml.runtime.setup import Setup
 from edgeml.runtime.trial import try_bundle
 from edgeml.wire.errors import BundleError, ConfigError, EngineError, InputError, SelfTestError, WorkerError
 from edgeml.wire.messages import Target
+from tests.system.agent_toml import GATE_7
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import logits, make_bundle, samples
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.1
+SETTINGS = f"""{GATE_7}poll_s = 0.1
 [update]
 soak_s = 0.3
 health_s = 0.1

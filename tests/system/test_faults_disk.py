@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.agent_toml import GATE_7
 from tests.system.fault_device import ERRORS, FAULTS
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import make_bundle
@@ -20,15 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST_POINTS = 40
 EVERY_DAY = 4  # points of the table that the everyday tests look at
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.2
+SETTINGS = f"""{GATE_7}poll_s = 0.2
 [update]
 soak_s = 3
 health_s = 1

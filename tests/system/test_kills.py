@@ -24,6 +24,7 @@ import pytest
 from edgeml.runtime.config import load_config
 from edgeml.simulation.settings import Settings
 from edgeml.simulation.swarm import Swarm
+from tests.system.agent_toml import GATE_7
 from tests.system.brokers import free_port, mosquitto
 from tests.system.fleet_clients import until
 from tests.system.fleet_process import ServiceProcess
@@ -35,18 +36,10 @@ SIMULATED = 5
 AN_UPDATE_S = 3.0  # about what one takes here: told, downloaded, tested in a child, soaked
 NOTICED_S = 0.25  # on two shared cores; a call that waited for a dead service would take seconds
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.5
+SETTINGS = f"""{GATE_7}poll_s = 0.5
 poll_after_s = 1.0
 [broker]
-url = "{broker}"
+url = "{{broker}}"
 backoff_s = 0.2
 backoff_cap_s = 0.5
 [update]
@@ -55,7 +48,7 @@ health_s = 0.2
 backoff_s = 0.2
 backoff_cap_s = 0.5
 [models.toy]
-bundle = "{bundle}"
+bundle = "{{bundle}}"
 """
 
 

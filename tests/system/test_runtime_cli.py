@@ -143,11 +143,12 @@ def test_inspect_says_when_the_cloud_is_asked_and_what_it_is_good_for(tmp_path: 
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
-@pytest.mark.parametrize("name", ["missing.edgeml", "empty.edgeml"])
-def test_a_file_that_is_no_bundle_is_told_in_one_line(tmp_path: Path, command: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "code"), [("missing.edgeml", 2), ("empty.edgeml", 3), ("folder", 3)])
+def test_a_file_that_is_no_bundle_is_told_in_one_line(tmp_path: Path, command: str, name: str, code: int) -> None:
     (tmp_path / "empty.edgeml").touch()
+    (tmp_path / "folder").mkdir()
     done = edgeml(command, tmp_path / name)
-    assert done.returncode == 3
+    assert done.returncode == code
     assert len(done.stderr.strip().splitlines()) == 1
 
 

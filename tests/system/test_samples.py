@@ -13,19 +13,12 @@ import pytest
 
 from edgeml.runtime.agent import Agent
 from edgeml.runtime.config import load_config
+from tests.system.agent_toml import GATE_7
 from tests.system.fleet_clients import until
 from tests.system.fleet_process import ServiceProcess
 from tests.unit.bundles import make_bundle, samples
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.5
+SETTINGS = f"""{GATE_7}poll_s = 0.5
 [telemetry]
 window_s = 0.5
 [log]

@@ -10,18 +10,11 @@ from pathlib import Path
 import pytest
 
 from edgeml.runtime.agent import Agent, Handle
+from tests.system.agent_toml import GATE_7
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import make_bundle, samples
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.1
+SETTINGS = f"""{GATE_7}poll_s = 0.1
 [update]
 soak_s = 0.2
 health_s = 0.1

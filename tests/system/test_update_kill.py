@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.system.agent_process import SAMPLE
+from tests.system.agent_toml import GATE_7
 from tests.system.standin import TOKEN, Service
 from tests.unit.bundles import logits, make_bundle
 
@@ -22,15 +23,7 @@ SEED = int(os.environ.get("EDGEML_TEST_SEED", "20261123"))
 KILLS = 10
 AN_UPDATE_S = 4.0  # about what one takes here: a slow download, a self-test in a child, a short shadow, a short soak
 
-SETTINGS = """
-[device]
-id = "gate-7"
-data = "data"
-[service]
-url = "{url}"
-token = "{token}"
-root = "root.json"
-poll_s = 0.2
+SETTINGS = f"""{GATE_7}poll_s = 0.2
 [update]
 soak_s = 0.6
 health_s = 0.2
@@ -40,7 +33,7 @@ shadow_calls = 20
 least_agreement = 0.0
 most_latency_ratio = 1000.0
 [models.toy]
-bundle = "{bundle}"
+bundle = "{{bundle}}"
 """
 
 
