@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     command = COMMANDS.get(argv[0])
     if command is None:
-        print(f"error: no command {argv[0]!r}; {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: {_no_command(argv[0])}", file=sys.stderr)
         sys.exit(2)
     try:
         _call(command, argv[0], argv[1:])
@@ -81,6 +82,11 @@ def _call(command: Command, name: str, argv: list[str]) -> None:
         raise EnvironmentProblem(
             f"`edgeml {name}` needs {missing!r}", hint=f"install edgeml-toolkit[{command.extra}]"
         ) from error
+
+
+def _no_command(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}")
 
 
 def _version() -> str:

@@ -40,6 +40,22 @@ def test_help_is_plain_text_that_names_every_option(name: str, capsys: pytest.Ca
     assert "<bool>" not in said, "a flag takes no value"
 
 
+@pytest.mark.parametrize(("name", "said"), [("exprt", "did you mean 'export'?"), ("fly", "there are export, micro")])
+def test_a_command_that_there_is_not_is_told_with_the_nearest(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "run --input x.npz", "bench", "serve", "web", "micro", "inspect"])
+def test_a_misspelt_path_is_no_damaged_bundle(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*command.split(), str(tmp_path / "met.edgeml")])
+    assert left.value.code == 2
+    assert "no file or folder" in capsys.readouterr().err
+
+
 def test_every_command_is_on_the_page() -> None:
     assert {name.split()[0] for name in SECTIONS} == set(COMMANDS)
 

@@ -77,9 +77,9 @@ def test_an_agent_file_is_never_written_over(tmp_path: Path) -> None:
         write_agent_file(tmp_path / "other.toml", content, "another root")
 
 
-def test_no_key_names_both_ways_to_give_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_service_is_the_ways_to_name_one_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGEML_FLEET_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"EDGEML_FLEET_KEY.*--data"):
+    with pytest.raises(ConfigError, match=r"edgeml fleet serve.*--data.*EDGEML_FLEET_KEY"):
         find_access(tmp_path)
 
 

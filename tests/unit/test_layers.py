@@ -17,11 +17,13 @@ from edgeml.exporter.layers.compared import compare_subjects
 from edgeml.exporter.layers.difference import difference
 from edgeml.exporter.layers.match import match
 from edgeml.exporter.layers.measure import SILENT_DB, cosine, own_signal_to_noise_db, signal_to_noise_db
-from edgeml.exporter.layers.subject import open_subject
+from edgeml.exporter.layers.subject import open_explained, open_subject
 from edgeml.exporter.layers.trace import Operator, Trace
 from edgeml.exporter.quantize.onnx import to_fp16_onnx, to_int8_onnx
 from edgeml.runtime.backends import Array
+from edgeml.wire.errors import PlanError
 from tests.unit import bad_layer
+from tests.unit.bundles import make_bundle
 
 CHANNELS = 6
 
@@ -245,3 +247,11 @@ def test_measures_by_hand() -> None:
     assert own_signal_to_noise_db(20.0, [SILENT_DB]) == pytest.approx(20.0)
     assert own_signal_to_noise_db(20.0, [23.0103]) == pytest.approx(23.0103, abs=1e-3)  # half of the noise was handed on
     assert own_signal_to_noise_db(30.0, [20.0]) is None
+
+
+@pytest.mark.parametrize("wanted", ["onnx:int5", "tflite", "fp16"])
+def test_an_artifact_that_the_bundle_lacks_is_told_with_those_it_has(tmp_path: Path, wanted: str) -> None:
+    bundle = make_bundle(tmp_path, artifacts=(("onnx", "fp32"), ("onnx", "int8")))
+    expected = rf"which artifact of 'toy-1\.0\.0\.edgeml': expected one of .*:onnx:fp32, .*:onnx:int8, got {wanted}"
+    with pytest.raises(PlanError, match=expected):
+        open_explained(f"{bundle}:{wanted}")

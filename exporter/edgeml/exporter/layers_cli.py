@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
+from edgeml.runtime.arguments import Json
 from edgeml.wire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -26,11 +27,10 @@ _Input = Annotated[
 ]
 _All = Annotated[bool, typer.Option("--all", help="Show every tensor.")]
 _Limit = Annotated[float, typer.Option(metavar="SECONDS", help="For the whole command.")]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @explain_app.command()
-def explain(model: _Model, input_: _Input = None, time_limit: _Limit = 600.0, json: _Json = False) -> None:
+def explain(model: _Model, input_: _Input = None, time_limit: _Limit = 600.0, json: Json = False) -> None:
     """Show each layer: its precision, the noise it adds against the bundle's fp32 artifact, why it stayed float.
 
     Exit codes: 0 shown, 2 usage, 3 a damaged bundle, 5 an operator that is not read, 6 no time left.
@@ -49,7 +49,7 @@ def explain(model: _Model, input_: _Input = None, time_limit: _Limit = 600.0, js
 
 @diff_app.command()
 def diff(  # noqa: PLR0917 - Typer reads options from the parameters
-    a: _Model, b: _Model, input_: _Input = None, every: _All = False, time_limit: _Limit = 600.0, json: _Json = False
+    a: _Model, b: _Model, input_: _Input = None, every: _All = False, time_limit: _Limit = 600.0, json: Json = False
 ) -> None:
     """Compare two models tensor by tensor: signal to noise, cosine, and which layer adds most noise. A is the reference.
 
@@ -74,7 +74,7 @@ def bisect(  # noqa: PLR0917 - Typer reads options from the parameters
         float | None, typer.Option(metavar="DB", help="Signal to noise that each piece of B must leave; else by its precision.")
     ] = None,
     time_limit: _Limit = 600.0,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Find the smallest piece of B that is wrong by itself against A, and save it with inputs and expected outputs.
 

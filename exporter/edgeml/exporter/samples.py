@@ -132,7 +132,7 @@ def load_samples(
         if key is None:
             raise PlanError(
                 f"{path.name}: no array for input {spec.name!r}",
-                expected=" or ".join(map(repr, keys[spec.name])),
+                expected=" or ".join(map(repr, dict.fromkeys(keys[spec.name]))),
                 got=", ".join(map(repr, arrays.names)) or "no arrays",
                 hint="name one array after each input",
             )

@@ -38,8 +38,9 @@ def find_access(data: Path, url: str | None = None) -> Access:
     key = os.environ.get(OPERATOR_KEY_VARIABLE) or _written_key(places)
     if key is None:
         raise ConfigError(
-            "no operator's key",
-            hint=f"set {OPERATOR_KEY_VARIABLE}, or give the service's folder with --data (not {str(data)!r})",
+            f"no fleet service has its folder at {str(data)!r}",
+            hint=f"start one with `edgeml fleet serve`, name its folder with --data, or set {URL_VARIABLE} and "
+            f"{OPERATOR_KEY_VARIABLE} for one elsewhere",
         )
     return Access(address.rstrip("/"), key)
 

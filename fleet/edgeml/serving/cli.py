@@ -12,6 +12,7 @@ import msgspec
 import typer
 import uvicorn
 
+from edgeml.runtime.arguments import BundlePath
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import rank, this_board
 from edgeml.runtime.model import Model, load_open
@@ -28,7 +29,7 @@ _PRECISION_ORDER: Final[tuple[Precision, ...]] = get_args(Precision)
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
+    bundle: BundlePath,
     *,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; anything but loopback is open to its network.")

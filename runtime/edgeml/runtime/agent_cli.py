@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from edgeml.runtime.agent import Agent, take_folder
+from edgeml.runtime.arguments import Json
 from edgeml.runtime.config import load_config
 from edgeml.runtime.forget import Wish, erase_alone
 from edgeml.runtime.samples import sample_hook
@@ -101,7 +102,7 @@ def check(config: Config) -> None:
 
 
 @app.command()
-def status(config: Config, json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+def status(config: Config, json: Json = False) -> None:
     """Show what the agent does, from the file it keeps.
 
     Exit code 6 if it no longer keeps it.

@@ -176,6 +176,8 @@ class _FolderFiles:
 
 
 def _check_folder(root: int) -> tuple[Manifest, _Files]:
+    if MANIFEST not in os.listdir(root):
+        raise BundleError("no bundle in this folder", expected=f"{MANIFEST}, {DIGEST} and blobs in it", got="none")
     _check_names(root, {MANIFEST, DIGEST, "blobs"}, "")
     data = _small_file(root, MANIFEST, MANIFEST_LIMIT_BYTES)
     if _small_file(root, DIGEST, len(digest_file("0" * 64))) != digest_file(sha256_hex(data)):

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import typer
 
+from edgeml.runtime.arguments import BundlePath, Json, existing
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.runtime.choose import Board, rank, this_board
@@ -30,7 +31,6 @@ verify_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _SHOWN_SAMPLES: Final = 20
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 class ArtifactLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,8 +54,13 @@ class Verification(msgspec.Struct, frozen=True):
 
 @inspect_app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A bundle (.edgeml or folder), or a .onnx, .tflite or .mlpackage.")],
-    json: _Json = False,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A bundle (.edgeml or folder), or a .onnx, .tflite or .mlpackage.", callback=existing
+        ),
+    ],
+    json: Json = False,
 ) -> None:
     """Show what is in a bundle or a model file."""
     if is_bundle(file):
@@ -67,7 +72,7 @@ def inspect(
 
 
 @verify_app.command()
-def verify(bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")], json: _Json = False) -> None:
+def verify(bundle: BundlePath, json: Json = False) -> None:
     """Check every byte of a bundle, then its golden vectors on every engine of this machine.
 
     Exit codes: 0 all that can run here passes, 2 usage, 3 a byte or an answer is wrong, 6 the file cannot be read.
@@ -86,7 +91,7 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or fol
 
 @run_app.command()
 def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
+    bundle: BundlePath,
     inputs: Annotated[
         Path, typer.Option("--input", metavar="FILE", help="An .npz: one array per input name (or `x`); first axis = samples.")
     ],
@@ -97,7 +102,7 @@ def run(
         str | None,
         typer.Option(metavar="FORMAT:PRECISION", show_default="the best here", help="Which artifact, such as onnx:int8."),
     ] = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Run a bundle on samples from an .npz file."""
     with open_bundle(bundle) as opened:

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import typer
 
+from edgeml.runtime.arguments import Json
 from edgeml.runtime.backends import Provider
 from edgeml.runtime.board import ROOT, Board, read_board
 from edgeml.runtime.choose import find_engine, this_board, total_ram_bytes
@@ -49,7 +50,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 @app.command()
-def doctor(json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Say what this machine can run, and what is missing."""
     findings = list(examine())
     if json:

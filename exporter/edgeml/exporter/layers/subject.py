@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.bundle import Bundle, open_bundle
 from edgeml.wire.contract import label
 from edgeml.wire.errors import PlanError
-from edgeml.wire.manifest import Artifact, Format, Precision
+from edgeml.wire.manifest import Artifact, Format
 
 SUFFIXES: Final[Mapping[str, Format]] = {".onnx": "onnx", ".tflite": "tflite", ".mlpackage": "coreml"}
 BUNDLE: Final = ".edgeml"
@@ -60,10 +60,11 @@ def subject_of(bundle: Bundle, artifact: Artifact, name: str) -> Subject:
 def _split(text: str) -> tuple[Path, tuple[str, ...]]:
     """The path, and the words behind it that name an artifact."""
     words = text.split(":")
-    tail: list[str] = []
-    while len(words) > 1 and words[-1] in {*get_args(Format), *get_args(Precision)}:
-        tail.insert(0, words.pop())
-    return Path(":".join(words)), tuple(tail)
+    for length in range(len(words), 0, -1):
+        path = Path(":".join(words[:length]))
+        if path.exists():
+            return path, tuple(words[length:])
+    return Path(text), ()
 
 
 def _is_bundle(path: Path) -> bool:

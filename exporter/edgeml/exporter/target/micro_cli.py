@@ -9,12 +9,14 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edgeml.runtime.arguments import Json, existing
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle with a TFLite artifact.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle with a TFLite artifact.", callback=existing)],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -26,7 +28,7 @@ def run(
         typer.Option(metavar="tflite:PRECISION", show_default="tflite:int8, else tflite:fp32", help="Which artifact."),
     ] = None,
     float_edges: Annotated[bool, typer.Option("--float-edges", help="Keep float32 inputs and outputs.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a model for a microcontroller, with the least arena it runs in and golden vectors to check the board by.
 

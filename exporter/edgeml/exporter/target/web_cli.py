@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edgeml.runtime.arguments import existing
 from edgeml.wire.errors import SelfTestError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
-    bundle: Annotated[Path, typer.Argument(help="A bundle with an ONNX artifact.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle with an ONNX artifact.", callback=existing)],
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", show_default="NAME-web beside the bundle", help="Folder for the page."),

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edgeml.runtime.arguments import BundlePath, Json
 from edgeml.runtime.bench.records import Bench
 from edgeml.runtime.bench.remote import bench_there, parse_place
 from edgeml.runtime.bench.rounds import Plan, bench
@@ -20,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(  # noqa: PLR0917 - Typer reads options from the parameters
-    bundle: Annotated[Path, typer.Argument(help="A bundle: .edgeml or folder.")],
+    bundle: BundlePath,
     runs: Annotated[
         int | None,
         typer.Option(metavar="NUMBER", show_default="1,000, or what fits in ten seconds", help="Calls of each artifact."),
@@ -33,7 +34,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     ssh_config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For --on: an ssh configuration other than your own.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure how fast each artifact of a bundle is, and how sure that is.
 
