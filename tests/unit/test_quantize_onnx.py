@@ -237,3 +237,22 @@ def test_weights_of_recurrent_operators_are_stored_as_int8() -> None:
     before, after = (open_onnx(one, EngineOptions()) for one in (model.SerializeToString(), quantized))
     difference = np.concatenate([after.run([x])[0] - before.run([x])[0] for x in samples])
     assert np.abs(difference).max() < 0.05 * np.abs(np.concatenate([before.run([x])[0] for x in samples])).max()
+
+
+def test_columns_of_unlike_units_are_scaled_before_they_are_rounded() -> None:
+    units = np.array([1e-3, 1.0, 30.0, 1e3], np.float32)
+    nodes = [
+        helper.make_node("Sub", ["x", "middle"], ["s"]),
+        helper.make_node("Mul", ["s", "gain"], ["m"]),
+        helper.make_node("Gemm", ["m", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    constants = {"middle": 5 * units, "gain": 1 / units, "w1": W1, "b1": B1, "w2": W2, "b2": B2}
+    data = model(nodes, constants, ["batch", 4], ["batch", 3])
+    x = samples(4) * units + 5 * units
+
+    made = run(to_int8_onnx(data, {"x": x}).model, x)
+
+    wanted = run(data, x)
+    assert np.sqrt(np.mean((made - wanted) ** 2)) < 0.02 * wanted.std()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from edgeml.exporter.quantize.equalize import equalized
 from edgeml.exporter.quantize.layers import Inputs, channel_ranges
 from edgeml.exporter.quantize.tflite import to_fp16_tflite, to_int8_tflite
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
+from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
 from edgeml.wire.errors import PlanError
@@ -39,6 +41,14 @@ def tensors(model: bytes) -> dict[str, Any]:
     schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
     graph = schema.Model.GetRootAs(model, 0).Subgraphs(0)
     return {graph.Tensors(i).Name().decode(): graph.Tensors(i) for i in range(graph.TensorsLength())}
+
+
+def weights_of(model: bytes) -> dict[str, Any]:
+    """Each layer's weights by the layer's output: constants have no names to speak of in small files."""
+    schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
+    graph = schema.Model.GetRootAs(model, 0).Subgraphs(0)
+    made = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    return {graph.Tensors(op.Outputs(0)).Name().decode(): graph.Tensors(op.Inputs(1)) for op in made if op.InputsLength() > 2}
 
 
 def test_layers_have_the_common_order() -> None:
@@ -84,8 +94,10 @@ def test_ranges_and_weights_scales_in_the_file_are_the_ones_given() -> None:
     activation = found[first.activation].Quantization()
     assert activation.ScaleAsNumpy() == pytest.approx([5.1 / 255], rel=1e-6)
     assert activation.ZeroPointAsNumpy() == pytest.approx([-128])
-    assert found[first.weights].Quantization().ScaleAsNumpy() == pytest.approx(np.linspace(0.1, 0.8, 8), rel=1e-6)
-    assert found[second.weights].Quantization().ScaleAsNumpy() == pytest.approx(np.linspace(0.1, 0.8, 8), rel=1e-6)
+    for layer in (first, second):
+        assert weights_of(written)[layer.output].Quantization().ScaleAsNumpy() == pytest.approx(
+            np.linspace(0.1, 0.8, 8), rel=1e-6
+        )
 
 
 def test_int8_is_near_and_small_with_float_inputs_and_outputs() -> None:
@@ -154,3 +166,16 @@ def test_a_constant_that_shares_its_operators_scale_is_quantized() -> None:
         expected = net(torch.from_numpy(x)).numpy()
     got = np.concatenate([backend.run([row[None]])[0] for row in x])
     assert np.abs(got - expected).max() < 0.1
+
+
+def test_equal_scales_zero_points_and_buffers_are_stored_once() -> None:
+    parsed = parse_model(to_int8_tflite(MODEL, FEEDS).model)
+    loose = flatbuffers.Builder(1024)
+    loose.Finish(parsed.Pack(loose), file_identifier=b"TFL3")
+    contents = [bytes(buffer.data) for buffer in parsed.buffers if buffer.data is not None]
+
+    small = pack_model(parsed)
+
+    assert len(small) < len(loose.Output()) - 8 * 8 * 3  # zero points of 8 channels, of two layers' weights and biases
+    assert len(set(contents)) == len(contents)
+    assert np.array_equal(run(small, samples(seed=4)), run(bytes(loose.Output()), samples(seed=4)))

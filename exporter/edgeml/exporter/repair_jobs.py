@@ -100,9 +100,10 @@ def _opened(quantizing: bytes) -> Tuner:
 def _static(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
     bits: Literal[8, 16] = 16 if asked.precision == "int16" else 8
     if asked.format == "tflite":
+        from edgeml.exporter.quantize.tflite_fold import ready_tflite
         from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        tflite = TfliteNetwork(model, whole=asked.trial.whole and bits == 8)
+        tflite = TfliteNetwork(ready_tflite(model), whole=asked.trial.whole and bits == 8)
         return StaticTuner(tflite, model, feeds, ranges=asked.ranges, bits=bits)
     from edgeml.exporter.quantize.onnx import open_onnx_network, open_wide_network
 
@@ -126,9 +127,10 @@ def _weights(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
     some = at_most(feeds, RANKING_SAMPLES)
     if asked.format == "tflite":
         from edgeml.exporter.quantize.tflite import smaller_tflite
+        from edgeml.exporter.quantize.tflite_fold import ready_tflite
         from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        network = TfliteNetwork(model, ends_float=False)
+        network = TfliteNetwork(ready_tflite(model), ends_float=False)
         named = [(kind, name) for kind, name in network.operators() if name in {layer.output for layer in network.layers}]
         return RemadeTuner(
             named,

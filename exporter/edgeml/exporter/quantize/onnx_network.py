@@ -17,10 +17,12 @@ from edgeml.exporter.quantize.fold import attribute, consumers, initializers, se
 from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
 from edgeml.exporter.quantize.qdq import ACTIVATIONS, COMPUTING, LAYERS, MOVING, float_nodes, insert, shorten_names
+from edgeml.exporter.quantize.scaled_inputs import scaled_inputs
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 
 EXACT: Final = EngineOptions(kernels="exact")  # judge the numbers in the file, not a kernel that saturates
+ARITHMETIC: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 SCALABLE: Final = frozenset({"Relu", "LeakyRelu"})
 PASSING: Final = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "Reshape", "Flatten", "Squeeze", "Identity"})
 
@@ -29,9 +31,11 @@ class OnnxNetwork:
     """`proto` is folded and belongs to this object."""
 
     def __init__(self, proto: Any, keep_float: frozenset[str] = frozenset()) -> None:
-        self.proto, self.keep_float = proto, keep_float
-        self.constants = initializers(proto.graph)
-        kept = float_nodes(proto.graph, keep_float)
+        self.proto, self.constants = proto, initializers(proto.graph)
+        operations = [Operation(node.op_type, tuple(node.input), node.output[0]) for node in proto.graph.node]
+        inputs = [value.name for value in proto.graph.input]
+        self.keep_float = keep_float | scaled_inputs(operations, inputs, self.constants, ARITHMETIC)
+        kept = float_nodes(proto.graph, self.keep_float)
         by_node = {node.output[0]: layer for node in proto.graph.node if (layer := _layer(node, proto.graph))}
         self.layers = tuple(layer for name, layer in by_node.items() if name not in kept)
         self.links = links(
@@ -42,7 +46,6 @@ class OnnxNetwork:
             [output.name for output in proto.graph.output],
             _channels(proto),
         )
-        operations = [Operation(node.op_type, tuple(node.input), node.output[0]) for node in proto.graph.node]
         self.joins = find_joins(operations, "Concat", MOVING | SCALABLE)
         self._swapped = {
             node.input[1] for node in proto.graph.node if node.op_type == "Gemm" and not attribute(node, "transB", 0)

@@ -12,6 +12,7 @@ from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.static import to_int8, to_int16
+from edgeml.exporter.quantize.tflite_fold import ready_tflite
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.quantize.tflite_recipe import write_fp16
 from edgeml.exporter.quantize.weights import rounding_note, with_rounded_weights
@@ -62,7 +63,7 @@ def to_int8_tflite(
         UnsupportedError: the model cannot be quantized.
     """
     del task  # the error that chooses is the same for both
-    return to_int8(TfliteNetwork(model, keep_float, whole=whole), model, feeds, ranges)
+    return to_int8(TfliteNetwork(ready_tflite(model), keep_float, whole=whole), model, feeds, ranges)
 
 
 def to_int16_tflite(
@@ -73,7 +74,7 @@ def to_int16_tflite(
     Raises:
         UnsupportedError: the model cannot be quantized.
     """
-    return to_int16(TfliteNetwork(model, keep_float), feeds, ranges)
+    return to_int16(TfliteNetwork(ready_tflite(model), keep_float), feeds, ranges)
 
 
 def to_small_weights_tflite(
@@ -89,7 +90,7 @@ def to_small_weights_tflite(
     Raises:
         UnsupportedError: the model has no weights that can be stored so.
     """
-    whole = TfliteNetwork(model, keep_float, ends_float=False)
+    whole = TfliteNetwork(ready_tflite(model), keep_float, ends_float=False)
     network, scales = with_rounded_weights(
         whole, feeds, lambda layer, inputs: inputs if bits == 4 and whole.has_four_bits(layer) else None
     )

@@ -6,7 +6,7 @@ Weights are changed in place in the flatbuffer's bytes: their number stays, so n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgeml.exporter.calibrate.tflite import watch_tflite
 from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
 from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4
+from edgeml.exporter.quantize.scaled_inputs import scaled_inputs
 from edgeml.exporter.quantize.tflite_recipe import write_static, write_weights
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
@@ -25,7 +26,8 @@ from edgeml.wire.errors import MissingExtraError
 
 DEVICE: Final = EngineOptions()
 LAYERS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-PASSING: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "RESHAPE", "MEAN", "SQUEEZE"})
+ARITHMETIC: Final = frozenset({"ADD", "SUB", "MUL", "DIV"})
+PASSING: Final = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "RESHAPE", "MEAN", "SQUEEZE", "PAD"})
 MOVING: Final = frozenset(
     {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "MAX_POOL_2D", "PAD", "PADV2", "SHAPE",
      "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "GATHER", "SPLIT", "UNPACK", "CAST", "QUANTIZE", "DEQUANTIZE"}
@@ -67,7 +69,12 @@ class TfliteNetwork:
         total = sum(self._values(layer.weights).size for layer in found.values())
         least = SMALL_SHARE * total if ends_float else 0
         small = {layer.output for layer in ends if self._values(layer.weights).size <= least}
-        self.keep_float = keep_float | small | _pooled_before(operators, [layer for layer in ends if layer.output in small])
+        operations = [Operation(kind, inputs, output) for kind, _, inputs, output in operators]
+        inputs = [self._name(index) for index in self._graph.InputsAsNumpy()]
+        scaled = frozenset() if whole else scaled_inputs(operations, inputs, self._constants(), ARITHMETIC)
+        self.keep_float = (
+            keep_float | scaled | small | _pooled_before(operators, [layer for layer in ends if layer.output in small])
+        )
         full = {layer.output for layer in ends if self._kinds[layer.weights] == "FULLY_CONNECTED"}
         self.float_output = frozenset(full - self.keep_float)
         self.layers = tuple(layer for output, layer in found.items() if output not in self.keep_float)
@@ -78,8 +85,8 @@ class TfliteNetwork:
             for kind, _, inputs, output in operators
         ]
         self.links = links(steps, outputs, channels)
-        operations = [Operation(kind, inputs, output) for kind, _, inputs, output in operators]
         self.joins = find_joins(operations, "CONCATENATION", MOVING)
+        self._steps = _steps(operators, self._constants())
 
     def copy(self) -> Self:
         return self.keeping(frozenset())
@@ -118,7 +125,11 @@ class TfliteNetwork:
         return values.reshape(-1, self._values(layer.weights).shape[1]) if tensor == layer.source else values
 
     def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
-        found = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in ranges.items()}
+        told = dict(ranges)
+        for sources in self._steps:
+            known = [ranges[name] for name in sources if name in ranges]
+            told |= {name: Range(min(low for low, _ in known), max(high for _, high in known)) for name in sources if known}
+        found = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in told.items()}
         found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
         return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits, whole=self._whole)
 
@@ -169,6 +180,9 @@ class TfliteNetwork:
             if op.OutputsLength():
                 yield kind, op, inputs, self._name(op.Outputs(0))
 
+    def _constants(self) -> set[str]:
+        return {name for name, index in self._tensors.items() if self._root.Buffers(self._tensor(index).Buffer()).DataLength()}
+
     def _shared_buffers(self) -> set[int]:
         uses: Counter[int] = Counter(self._tensor(i).Buffer() for i in range(self._graph.TensorsLength()))
         for i in range(self._graph.OperatorsLength()):
@@ -211,6 +225,18 @@ class TfliteNetwork:
         before = [int(size) for size in shapes[inputs[0]] if size != 1]
         after = [int(size) for size in shapes[output] if size != 1]
         return before[-1:] == after[-1:]
+
+
+def _steps(operators: Sequence[Operator], constants: Collection[str]) -> list[list[str]]:
+    """What layers that share their weights read: the steps of an unrolled recurrent layer.
+
+    With one range for all, their biases, whose unit is that of the input times that of the weights, stay one tensor, too.
+    """
+    found: dict[str, list[str]] = {}
+    for kind, _, inputs, _ in operators:
+        if kind in LAYERS and len(inputs) > 1 and inputs[1] in constants:
+            found.setdefault(inputs[1], []).append(inputs[0])
+    return [sources for sources in found.values() if len(sources) > 1]
 
 
 def _ends(operators: Sequence[Operator], layers: Mapping[str, Layer], outputs: Iterable[str]) -> list[Layer]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from edgeml.exporter.source.tflite_graphs import with_less
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 
@@ -97,7 +98,7 @@ def _quantized(parts: Any, model: bytes, recipe: Any, ranges: dict[str, Any] | N
             result = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedError(f"ai-edge-quantizer cannot quantize the model: {error}") from error
-    return bytes(result.quantized_model)
+    return with_less(bytes(result.quantized_model))
 
 
 class _Parts:

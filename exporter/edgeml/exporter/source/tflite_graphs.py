@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any, Final
 
 from edgeml.wire.errors import MissingExtraError, ModelError
@@ -56,15 +58,22 @@ def put_first(parsed: Any, index: int) -> None:
 
 
 def pack_model(parsed: Any) -> bytes:
-    """The bytes of a `ModelT`, buffers aligned as the schema asks for."""
+    """The bytes of a `ModelT`: buffers aligned as the schema asks for, equal shapes, scales and zero points written once."""
     import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # the library is untyped
         """The generated code forgets `force_align: 16` on buffers; kernels read weights in such steps."""
 
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.written: dict[tuple[str, bytes], Any] = {}
+
         def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802 - the library's name
             if x.dtype != "uint8":
-                return super().CreateNumpyVector(x)
+                key = (x.dtype.str, x.tobytes())
+                if key not in self.written:
+                    self.written[key] = super().CreateNumpyVector(x)
+                return self.written[key]
             self.StartVector(1, x.size, ALIGNMENT)
             head = self.head = self.Head() - x.size
             self.Bytes[head : head + x.size] = x.tobytes()
@@ -74,3 +83,49 @@ def pack_model(parsed: Any) -> bytes:
     builder = Aligned(1 << 16)
     builder.Finish(parsed.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
+
+
+def with_less(data: bytes) -> bytes:
+    """The same file with equal buffers stored once and short names for constants.
+
+    A channel of an int8 layer has 24 bytes of scales and zero points beside its weights, most of them equal to others.
+    """
+    parsed = parse_model(data)
+    _store_once(parsed)
+    for number, graph in enumerate(parsed.subgraphs):
+        names = {tensor.name for tensor in graph.tensors}
+        ends = {int(index) for index in (*graph.inputs, *graph.outputs)}
+        short = (f"{number or ''}c{count}".encode() for count in itertools.count())
+        for index, tensor in enumerate(graph.tensors):
+            if tensor.buffer and parsed.buffers[tensor.buffer].data is not None and index not in ends:
+                tensor.name = next(name for name in short if name not in names)
+    return pack_model(parsed)
+
+
+def _store_once(parsed: Any) -> None:
+    """Tensors with equal bytes read the same buffer. Buffer 0 is the empty one, by the schema."""
+    first: dict[bytes, int] = {}
+    moved: dict[int, int] = {}
+    kept = []
+    used = {tensor.buffer for graph in parsed.subgraphs for tensor in graph.tensors}
+    used |= {0, *(int(index) for index in _some(parsed.metadataBuffer)), *(entry.buffer for entry in _some(parsed.metadata))}
+    for index, buffer in enumerate(parsed.buffers):
+        if index not in used:
+            continue
+        content = b"" if buffer.data is None else bytes(buffer.data)
+        if index and content and content in first:
+            moved[index] = first[content]
+            continue
+        moved[index] = len(kept)
+        if content:
+            first[content] = len(kept)
+        kept.append(buffer)
+    parsed.buffers = kept
+    for owner in (*(tensor for graph in parsed.subgraphs for tensor in graph.tensors), *_some(parsed.metadata)):
+        owner.buffer = moved[owner.buffer]
+    if parsed.metadataBuffer is not None:
+        parsed.metadataBuffer = [moved[int(index)] for index in parsed.metadataBuffer]
+
+
+def _some(values: Iterable[Any] | None) -> Iterable[Any]:
+    return () if values is None else values
