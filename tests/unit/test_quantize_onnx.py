@@ -248,7 +248,7 @@ def test_columns_of_unlike_units_are_scaled_before_they_are_rounded() -> None:
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
     ]
-    constants = {"middle": 5 * units, "gain": 1 / units, "w1": W1, "b1": B1, "w2": W2, "b2": B2}
+    constants: dict[str, Array] = {"middle": 5 * units, "gain": 1 / units, "w1": W1, "b1": B1, "w2": W2, "b2": B2}
     data = model(nodes, constants, ["batch", 4], ["batch", 3])
     x = samples(4) * units + 5 * units
 

@@ -129,9 +129,9 @@ def test_a_layer_kept_float_keeps_its_weights() -> None:
 
     quantized = to_int8_tflite(MODEL, FEEDS, keep_float=frozenset({first.output})).model
 
-    found = tensors(quantized)
-    assert found[first.weights].Type() == schema.TensorType.FLOAT32
-    assert found[second.weights].Type() == schema.TensorType.INT8
+    found = weights_of(quantized)
+    assert found[first.output].Type() == schema.TensorType.FLOAT32
+    assert found[second.output].Type() == schema.TensorType.INT8
 
 
 def test_foreign_samples_are_refused() -> None:

@@ -59,7 +59,8 @@ class _Graph:
 
     def kind(self, operator: Any) -> str:
         code = self.parsed.operatorCodes[operator.opcodeIndex]
-        return self.kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+        kind: str = self.kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+        return kind
 
     def shape(self, index: int) -> tuple[int, ...]:
         found = self.graph.tensors[index].shape

@@ -106,7 +106,7 @@ def _store_once(parsed: Any) -> None:
     """Tensors with equal bytes read the same buffer. Buffer 0 is the empty one, by the schema."""
     first: dict[bytes, int] = {}
     moved: dict[int, int] = {}
-    kept = []
+    kept: list[Any] = []
     used = {tensor.buffer for graph in parsed.subgraphs for tensor in graph.tensors}
     used |= {0, *(int(index) for index in _some(parsed.metadataBuffer)), *(entry.buffer for entry in _some(parsed.metadata))}
     for index, buffer in enumerate(parsed.buffers):
