@@ -123,6 +123,25 @@ def test_an_operator_gets_from_nothing_to_a_rollout_by_the_command_line(service:
     assert [row["version"] for row in service.json("models")] == ["1.0.0"]
 
 
+def test_a_lost_token_is_renewed_and_the_old_one_ends(service: ServiceProcess, tmp_path: Path) -> None:
+    service.start()
+    old, new = tmp_path / "old" / "agent.toml", tmp_path / "new" / "agent.toml"
+    assert service.cli("devices", "add", "cam-1", "--tag", "site=north", "-o", str(old)).returncode == 0
+    assert service.cli("devices", "renew", "cam-1", "-o", str(old)).returncode == 2, "it would overwrite a file"
+    assert service.cli("devices", "renew", "cam-1", "-o", str(new)).returncode == 0
+    assert service.cli("devices", "renew", "cam-2", "-o", str(tmp_path / "none.toml")).returncode != 0
+    assert not (tmp_path / "none.toml").exists()
+    before, after = (tomllib.loads(path.read_text()) for path in (old, new))
+    assert (
+        after["device"] == before["device"] == {"id": "cam-1", "tenant": "default", "data": "data", "tags": {"site": "north"}}
+    )
+    tokens = [one["service"].pop("token") for one in (before, after)]
+    assert before == after
+    ask = [httpx.get(f"{service.url}/v1/desired", headers={"Authorization": f"Bearer {token}"}) for token in tokens]
+    assert [answer.status_code for answer in ask] == [401, 200]
+    assert (new.parent / "root.json").read_bytes() == (old.parent / "root.json").read_bytes()
+
+
 def test_bulk_enrolment_writes_a_line_for_each_device(service: ServiceProcess, tmp_path: Path) -> None:
     service.start()
     place = tmp_path / "many" / "devices.jsonl"

@@ -278,7 +278,7 @@ def test_devices_are_enrolled_in_bulk_paged_tagged_renewed_and_removed(desk: Des
     assert [len(first), len(rest)] == [10, 2]
     assert desk.http.put("/v1/devices/cam-0001/tags", headers=desk.operator, json={"site": "south"}).status_code == 200
     assert desk.get("/v1/devices/cam-0001").json()["device"]["tags"] == {"site": "south"}
-    token = desk.post("/v1/devices/cam-0001/token").json()["token"]
+    token = desk.post("/v1/devices/cam-0001/token").json()["devices"][0]["token"]
     assert desk.http.get("/v1/desired", headers={"Authorization": f"Bearer {token}"}).status_code == 200
     assert desk.http.delete("/v1/devices/cam-0001", headers=desk.operator).status_code == 200
     assert desk.http.get("/v1/desired", headers={"Authorization": f"Bearer {token}"}).status_code == 401

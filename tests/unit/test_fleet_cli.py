@@ -12,8 +12,9 @@ import pytest
 
 from edgeml.fleet import show
 from edgeml.fleet.agent_file import AgentFile, write_agent_file
-from edgeml.fleet.cli import parse_seconds, parse_share, parse_tags
+from edgeml.fleet.cli import parse_seconds, parse_share
 from edgeml.fleet.client import find_access
+from edgeml.fleet.options import parse_tags
 from edgeml.fleet.plan import NewRollout, specify
 from edgeml.fleet.store.versions import VersionRow
 from edgeml.wire.errors import ConfigError, UsageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import logging
 import os
 import time
@@ -12,11 +11,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from edgeml.fleet import show
-from edgeml.fleet.agent_file import ROOT_NAME, AgentFile, refuse_existing, write_agent_file
-from edgeml.fleet.client import Client, find_access
+from edgeml.fleet.client import Client
 from edgeml.fleet.config import DEFAULT_MQTT_PORT, DEFAULT_PORT, Config, Places
-from edgeml.fleet.disk import PRIVATE, write_whole
-from edgeml.fleet.options import DEFAULT_DATA, Data, Device, Json, Tags, Url, open_client, print_answer
+from edgeml.fleet.devices_cli import app as devices_app
+from edgeml.fleet.options import DEFAULT_DATA, Data, Json, Url, open_client, parse_tags, print_answer
 from edgeml.fleet.rollout import GateSpec, Wave
 from edgeml.fleet.samples_cli import app as samples_app
 from edgeml.wire.errors import UsageError
@@ -28,7 +26,6 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="Publish versions and roll them out."
 )
-devices_app = typer.Typer(no_args_is_help=True, help="Who may speak: enrol, list, remove devices.")
 rollout_app = typer.Typer(no_args_is_help=True, help="Bring a version to the fleet, on evidence.")
 keys_app = typer.Typer(no_args_is_help=True, help="The keys that sign what may run.")
 app.add_typer(devices_app, name="devices")
@@ -125,74 +122,6 @@ def events(
     with open_client(data, url) as client:
         listed = client.get("/v1/events", **query)
     print_answer(listed, json, show.events(listed))
-
-
-@devices_app.command("list")
-def list_devices(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
-    """Show every device: whether it is there, what it runs, what is wanted of it."""
-    listed: list[Any] = []
-    with open_client(data, url) as client:
-        while page := client.get("/v1/devices", after=listed[-1]["id"] if listed else ""):
-            listed += page
-    print_answer(listed, json, show.devices(listed))
-
-
-@devices_app.command("add")
-def add_devices(
-    *,
-    device: Annotated[str | None, typer.Argument(metavar="ID", help="The device's id.")] = None,
-    tag: Tags = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="agent.toml, or devices.jsonl with --bulk.")
-    ] = None,
-    bulk: Annotated[int, typer.Option(metavar="NUMBER", min=0, max=10_000, help="Enrol this many: PREFIX-0001, …")] = 0,
-    prefix: Annotated[str, typer.Option(metavar="PREFIX", help="Of the names that --bulk gives.")] = "device",
-    data: Data = DEFAULT_DATA,
-    url: Url = None,
-    json: Json = False,
-) -> None:
-    """Enrol a device. Its token is shown once: in `-o agent.toml`, or here."""
-    if (device is None) == (bulk == 0):
-        raise UsageError("what to enrol", expected="an ID, or --bulk N", got="both" if bulk else "neither")
-    if output is not None:
-        refuse_existing(output)
-    tags = parse_tags(tag or [])
-    access = find_access(data, url)
-    asked = {"ids": [device], "tags": tags} if device else {"prefix": prefix, "count": bulk, "tags": tags}
-    with Client(access) as client:
-        answer = client.post("/v1/devices", asked)
-    files = [
-        AgentFile(one["id"], one["token"], access.url, answer["broker"], answer["tenant"], tags) for one in answer["devices"]
-    ]
-    if output is None:
-        print_answer(answer["devices"], json, "\n".join(f"{file.device}  {file.token}" for file in files))
-    elif device:
-        write_agent_file(output, files[0], answer["root"])
-        print_answer({"device": device, "file": str(output)}, json, f"enrolled {device}: {output}, and {ROOT_NAME} beside it")
-    else:
-        _write_lines(output, files, answer["root"])
-        print_answer(
-            {"devices": len(files), "file": str(output)},
-            json,
-            f"enrolled {len(files)} devices: {output}, and {ROOT_NAME} beside it",
-        )
-
-
-@devices_app.command("remove")
-def remove_device(device: Device, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
-    """Forget a device; it may not connect any more."""
-    with open_client(data, url) as client:
-        answer = client.delete(f"/v1/devices/{device}")
-    print_answer(answer, json, f"removed {device}")
-
-
-@devices_app.command("forget")
-def forget_device(device: Device, data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
-    """Delete what a device said and showed: reports, telemetry, samples. It stays enrolled."""
-    with open_client(data, url) as client:
-        answer = client.post(f"/v1/devices/{device}/forget")
-    words = ", ".join(f"{count} {what}" for what, count in answer.items())
-    print_answer(answer, json, f"forgot what {device} said: {words}")
 
 
 @rollout_app.command("create")
@@ -357,37 +286,11 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def parse_tags(tags: list[str]) -> dict[str, str]:
-    parsed = {}
-    for tag in tags:
-        key, separator, value = tag.partition("=")
-        if not key or not separator:
-            raise UsageError("a tag", expected="KEY=VALUE", got=repr(tag))
-        parsed[key] = value
-    return parsed
-
-
 def _newest(client: Client) -> str:
     listed = client.get("/v1/rollouts")
     if not listed:
         raise UsageError("there is no rollout yet", hint="`edgeml fleet rollout create MODEL@VERSION`")
     return str(listed[0]["id"])
-
-
-def _write_lines(path: Path, files: list[AgentFile], root: str) -> None:
-    lines = [
-        {
-            "id": file.device,
-            "token": file.token,
-            "url": file.url,
-            "broker": file.broker,
-            "tenant": file.tenant,
-            "tags": dict(file.tags),
-        }
-        for file in files
-    ]
-    write_whole(path.parent / ROOT_NAME, root.encode())
-    write_whole(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode(), PRIVATE)
 
 
 def _say(line: str) -> None:

@@ -63,7 +63,9 @@ class Inventory:
             taken = devices.add(connection, rows, now)
             if taken:
                 raise ServiceError(
-                    f"device {taken[0]!r} is enrolled already", status=409, hint="give another id, or renew its token"
+                    f"device {taken[0]!r} is enrolled already",
+                    status=409,
+                    hint="give another id, or use `devices renew`",
                 )
             subject = ids[0] if len(ids) == 1 else f"{ids[0]} … {ids[-1]}"
             body = {"count": len(ids), "tags": dict(tags)}

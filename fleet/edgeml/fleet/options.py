@@ -10,6 +10,7 @@ import typer
 
 from edgeml.fleet.client import Client, find_access
 from edgeml.fleet.config import URL_VARIABLE
+from edgeml.wire.errors import UsageError
 
 DEFAULT_DATA: Final = Path("edgeml-fleet")
 
@@ -32,3 +33,13 @@ def open_client(data: Path, url: str | None) -> Client:
 
 def print_answer(answer: object, json: bool, words: str) -> None:
     typer.echo(jsonlib.dumps(answer, indent=2) if json else words)
+
+
+def parse_tags(tags: list[str]) -> dict[str, str]:
+    parsed = {}
+    for tag in tags:
+        key, separator, value = tag.partition("=")
+        if not key or not separator:
+            raise UsageError("a tag", expected="KEY=VALUE", got=repr(tag))
+        parsed[key] = value
+    return parsed

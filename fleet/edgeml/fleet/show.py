@@ -84,6 +84,8 @@ def shadow(sums: Answer) -> str:
 
 
 def events(listed: Sequence[Answer]) -> str:
+    if not listed:
+        return "nothing happened yet"
     rows = [
         (stamp(one["at"]), one["actor"], one["kind"], one["subject"], one["body"].get("text", "")) for one in reversed(listed)
     ]

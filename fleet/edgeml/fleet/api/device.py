@@ -87,7 +87,7 @@ class DeviceSide:
         fleet = self._fleet
         device = fleet.inventory.authenticate(bearer(request))
         if device is None:
-            raise ServiceError("this is no device's token", status=401, hint="enrol the device, or renew its token")
+            raise ServiceError("this is no device's token", status=401, hint="enrol it, or use `edgeml fleet devices renew`")
         now = fleet.clock()
         if now - self._seen.get(device, -math.inf) > SEEN_EVERY_S:
             self._seen[device] = now

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -11,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from edgeml.fleet.api.http import answer, read_json, require_operator
 from edgeml.fleet.api.metrics import exposition
 from edgeml.fleet.api.views import device_page, device_views, overview
-from edgeml.fleet.devices import no_device
+from edgeml.fleet.devices import Enrolled, no_device
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import events, versions
 from edgeml.fleet.store.versions import VersionRow
@@ -123,9 +124,7 @@ def _devices(routes: APIRouter, fleet: Fleet) -> None:
         actor = require_operator(fleet, request)
         new = await read_json(request, NewDevices)
         enrolled = await run_in_threadpool(fleet.inventory.enrol, new.names(), new.tags, fleet.clock(), actor)
-        broker = fleet.broker.address.url if fleet.broker is not None else None
-        root = fleet.trust.root.decode()
-        return answer({"devices": enrolled, "broker": broker, "tenant": fleet.config.tenant, "root": root}, 201)
+        return answer(_welcome(fleet, enrolled), 201)
 
     @routes.get("/v1/devices/{device}")
     def one(request: Request, device: str) -> Response:
@@ -142,7 +141,8 @@ def _devices(routes: APIRouter, fleet: Fleet) -> None:
 
     @routes.post("/v1/devices/{device}/token")
     def renew(request: Request, device: str) -> Response:
-        return answer(fleet.inventory.renew(device, fleet.clock(), require_operator(fleet, request)))
+        renewed = fleet.inventory.renew(device, fleet.clock(), require_operator(fleet, request))
+        return answer(_welcome(fleet, [renewed]))
 
     @routes.put("/v1/devices/{device}/tags")
     async def tag(request: Request, device: str) -> Response:
@@ -150,6 +150,13 @@ def _devices(routes: APIRouter, fleet: Fleet) -> None:
         tags = await read_json(request, dict[str, str])
         await run_in_threadpool(fleet.inventory.set_tags, device, tags, fleet.clock(), actor)
         return answer({"device": device, "tags": tags})
+
+
+def _welcome(fleet: Fleet, enrolled: Sequence[Enrolled]) -> dict[str, Any]:
+    """Tokens, told this once, and all else that goes into an agent.toml."""
+    broker = fleet.broker.address.url if fleet.broker is not None else None
+    root = fleet.trust.root.decode()
+    return {"devices": enrolled, "broker": broker, "tenant": fleet.config.tenant, "root": root}
 
 
 def _bounded(limit: int) -> int:
