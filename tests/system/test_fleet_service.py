@@ -116,7 +116,7 @@ def test_an_operator_gets_from_nothing_to_a_rollout_by_the_command_line(service:
         peer.wait(lambda: any(version_wanted(decode(Desired, got)) == "1.0.0" for _, got in peer.got), "the version")
     status = service.cli("rollout", "status")
     assert "running" in status.stdout
-    assert "devices told have settled" in status.stdout
+    assert "device told have settled" in status.stdout
     for command, phase in [("pause", "paused"), ("resume", "running"), ("rollback", "rolling_back")]:
         assert service.json("rollout", command)["phase"] == phase
     assert "enrolled" in service.cli("events").stdout

@@ -165,6 +165,18 @@ def test_devices_that_are_off_neither_stop_nor_promote() -> None:
     assert "no data promotes nothing" in state.sentence
 
 
+def test_a_wave_says_that_it_waits_for_answers_of_devices_that_are_well() -> None:
+    fleet = Fleet(200)
+    fleet.start()
+    fleet.tick()
+    fleet.install()
+    sentence = fleet.tick(70).sentence
+    told = len(fleet.wanting("1.2.0"))
+    assert f"0 of {told} devices told have settled, 0 bad, {told} confirmed but gave fewer than 20 answers so far" in sentence
+    fleet.answer()
+    assert "gave fewer than" not in fleet.tick().sentence
+
+
 def test_a_confirmed_device_without_telemetry_does_not_promote() -> None:
     fleet = Fleet(200)
     fleet.start()

@@ -42,8 +42,9 @@ class Evidence:
     """What is known of a rollout at one moment; every number counts devices.
 
     `settled` devices confirmed and were judged, or turned out bad; `pending` ones were heard since the offer and are neither;
-    `started` ones were heard at all, `judged` ones have telemetry enough, `turned_bad` of them are bad by it. `install_bad` and
-    `behaviour_bad` count all waves so far; `arms` has the running wave.
+    `started` ones were heard at all, `judged` ones have telemetry enough, `turned_bad` of them are bad by it; `quiet` ones
+    confirmed and have too few answers to be judged. `install_bad` and `behaviour_bad` count all waves so far; `arms` has the
+    running wave.
     """
 
     version: str
@@ -60,6 +61,7 @@ class Evidence:
     behaviour_bad: Mapping[GuardName, int]
     arms: Arms
     left_out: Mapping[str, int] = field(default_factory=dict)
+    quiet: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def gather(state: RolloutState, reading: Reading, now: float) -> Evidence:
         behaviour_bad={g: int(np.sum(canary_behaviour.bad[g] & canary_behaviour.judged)) for g in watched},
         arms=_arms(state, reading, control, canary=canary_behaviour, held=control_behaviour, watched=watched),
         left_out=reading.fleet.left_out,
+        quiet=int(np.sum(confirmed & ~settled)),
     )
 
 

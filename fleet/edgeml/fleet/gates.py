@@ -137,7 +137,9 @@ def go_on_gate(state: RolloutState, evidence: Evidence, now: float) -> Verdict:
     spec, wave = state.spec, state.spec.waves[state.wave]
     elapsed = 0.0 if state.wave_started_at is None else now - state.wave_started_at
     name = f"wave {state.wave + 1} of {len(spec.waves)}"
-    progress = f"{evidence.settled} of {evidence.told} devices told have settled, {evidence.bad} bad"
+    progress = f"{evidence.settled} of {_devices(evidence.told)} told have settled, {evidence.bad} bad"
+    if evidence.quiet:
+        progress += f", {evidence.quiet} confirmed but gave fewer than {spec.gate.least_answers} answers so far"
     overdue = elapsed >= wave.longest_s
     if elapsed < wave.soak_s:
         return _verdict(state, evidence, "wait", f"{name}: {progress}; soaking for {_span(wave.soak_s)}", now)

@@ -65,7 +65,8 @@ def rollout(one: Answer) -> str:
     lines = [
         f"{one['id']}: {one['phase']}, {wave}, {one['share']:.0%} of the fleet",
         f"  {one['sentence']}",
-        f"  told {one['told']} devices" + (f", took back {one['taken_back']}" if one["taken_back"] else ""),
+        f"  told {one['told']} device{'' if one['told'] == 1 else 's'}"
+        + (f", took back {one['taken_back']}" if one["taken_back"] else ""),
     ]
     if one["positions"]:
         lines.append("  " + ", ".join(f"{count} {state}" for state, count in sorted(one["positions"].items())))
