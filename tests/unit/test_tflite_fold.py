@@ -7,15 +7,18 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from edgeml.exporter.convert.tflite import canonical
 from edgeml.exporter.quantize.tflite_fold import ready_tflite
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model, schema
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
+from edgeml.wire.manifest import Signature, TensorSpec
 from tests.unit.bundles import tflite_buffer, tflite_tensor
 
 CHANNELS: Final = 4
 LENGTH: Final = 6
+WRAPPER: Final = "edgeml.exporter.source.torch.flatten.<locals>.Flat"
 RNG: Final = np.random.default_rng(5)
 CONSTANTS: Final[dict[str, Array]] = {
     "w1": RNG.normal(size=(CHANNELS, 1, 3, CHANNELS)).astype(np.float32),
@@ -129,3 +132,22 @@ def test_a_model_with_nothing_to_fold_keeps_its_bytes() -> None:
     ready = ready_tflite(written())
 
     assert ready_tflite(ready) == ready
+
+
+@pytest.mark.parametrize(
+    ("given", "short"),
+    [
+        (f"{WRAPPER}/nets.Net_inner/nets._Block_6/torch.nn.modules.conv.Conv2d_0_1", "inner/6/0_1"),
+        (WRAPPER, WRAPPER),
+        ("StatefulPartitionedCall/a/Relu;b/BiasAdd;6468;b/Conv2D1", "b/Conv2D1"),
+        ("arith.constant6", "arith.constant6"),
+    ],
+)
+def test_inner_tensors_bear_the_names_of_the_modules_that_made_them(given: str, short: str) -> None:
+    signature = Signature((TensorSpec("x", "float32", tuple(WIDE)),), (TensorSpec("y", "float32", tuple(WIDE)),))
+    parsed = parse_model(written())
+    parsed.subgraphs[0].tensors[1].name = given.encode()
+
+    names = [tensor.name.decode() for tensor in parse_model(canonical(pack_model(parsed), signature)).subgraphs[0].tensors]
+
+    assert names[:3] == ["x", short, "c_moved"]

@@ -20,6 +20,10 @@ from edgeml.wire.manifest import Signature
 RUNTIME_VERSION: Final = b"min_runtime_version"  # the one entry of the metadata that says what a device needs
 PREFIX: Final = re.compile(r"^(?:StatefulPartitionedCall/|serving_default_|model/)+")
 POSITION: Final = re.compile(r"(?:serving_default_)?args_(\d+):0|Identity(?:_(\d+))?|StatefulPartitionedCall:(\d+)")
+WRAPPED: Final = (
+    "edgeml.exporter."  # litert-torch's path of a tensor begins at what wraps the module, each part `package.Class_name`
+)
+PART: Final = re.compile(r"(?:[\w<>]+\.)+_*[A-Za-z0-9]+?(?:_(\w+))?")
 MISSING: Final = re.compile(r"(?:TF Select|Custom) ops: ([\w, ]+)|op '?tf\.(\w+)'?|'tf\.(\w+)' op")
 
 
@@ -125,6 +129,13 @@ def _place(name: str, names: list[str]) -> int | None:
 
 
 def _short(name: str) -> str:
-    """One readable part of a fused tensor's name: `a/Relu;b/BiasAdd;6468;b/Conv2D1` gives `b/Conv2D1`."""
+    """One readable part of a fused tensor's name: `a/Relu;b/BiasAdd;6468;b/Conv2D1` gives `b/Conv2D1`.
+
+    Of a torch module's path the modules' own names: `…Flat/nets.Net_inner/torch.nn.modules.conv.Conv2d_0` gives `inner/0`.
+    """
     parts = [part for part in name.split(";") if part and not part.isdigit() and not part.endswith("resource")]
-    return PREFIX.sub("", parts[-1] if parts else name) or "tensor"
+    short = PREFIX.sub("", parts[-1] if parts else name)
+    if short.startswith(WRAPPED):
+        found = [PART.fullmatch(part) for part in short.split("/")]
+        short = "/".join(part[1] for part in found if part is not None and part[1]) or short
+    return short or "tensor"
