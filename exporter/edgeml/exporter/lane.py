@@ -12,14 +12,16 @@ import msgspec
 
 from edgeml.exporter.artifact import Judged, Trial
 from edgeml.exporter.cache import Cache
+from edgeml.exporter.convert.detour import Detour
 from edgeml.exporter.outcome import Made, key_number, no_way_back, unmade, verdict_error
 from edgeml.exporter.plan import ExportPlan
 from edgeml.exporter.repair import CHANCES, Found, Search
 from edgeml.exporter.repair_jobs import Quantizing, is_searchable
 from edgeml.exporter.source import SourceRef
+from edgeml.exporter.source.model import identity
 from edgeml.exporter.step import Step
 from edgeml.exporter.worker import Worker
-from edgeml.wire.errors import BudgetError, EdgemlError, ParityError
+from edgeml.wire.errors import BudgetError, EdgemlError, ParityError, UnsupportedError
 from edgeml.wire.manifest import Format, Precision, Status
 
 JOBS: Final = "edgeml.exporter"
@@ -62,14 +64,32 @@ class Lane:
 
     def convert(self, cache: Cache | None = None) -> Converted:
         """The source as fp32, or in its own precision; by `cache`, or the export's."""
-        out = self.folder / f"fp32.{self.format}"
+        out, cache = self.folder / f"fp32.{self.format}", cache or self.cache
         with self.step(f"{self.format} convert") as step:
-            notes, kept = (cache or self.cache).call(
+            answer, kept = cache.call(
                 self.source, f"{JOBS}.convert.{self.format}:from_{self.ref.family}", self.depends,
                 out=out, source=msgspec.to_builtins(self.ref),
             )  # fmt: skip
+            notes = list(answer or ())
+            if isinstance(answer, dict):
+                notes, kept = self._go_on(msgspec.convert(answer, Detour), out, cache)
             step.note = f"{out.stat().st_size:,} bytes{from_cache(kept)}"
-        return Converted(out, list(notes or ()), kept)
+        return Converted(out, notes, kept)
+
+    def _go_on(self, detour: Detour, out: Path, cache: Cache) -> tuple[list[str], bool]:
+        """From the ONNX that a conversion left in `out`, in the worker of the format; gives notes, and whether it was kept."""
+        half = out.replace(self.folder / f"{self.format}.onnx")
+        ref = SourceRef(str(half), "onnx", seed=self.ref.seed, sizes=self.ref.sizes)
+        depends = {"onnx": identity(half)[0], "seed": ref.seed, "sizes": ref.sizes}
+        try:
+            notes, kept = cache.call(
+                self.judge, f"{JOBS}.convert.{self.format}:from_onnx", depends, out=out, source=msgspec.to_builtins(ref)
+            )
+        except UnsupportedError as refusal:
+            raise UnsupportedError(
+                f"{detour.refusal}; and by way of ONNX and torch, {refusal.what}", hint=detour.hint or refusal.hint
+            ) from refusal
+        return [detour.note, *(notes or ())], kept
 
     def run(self, conversion: Future[Converted]) -> list[Made]:
         """Every precision of the plan, from fp32 to the smallest. A failure is in what is made; it stops no other lane."""

@@ -1,5 +1,7 @@
 """To Core ML, always for one sample a call: TensorFlow's graph by coremltools, torch by trace, then by torch.export.
 
+A TensorFlow graph that coremltools refuses, as it does every recurrent layer's loop, goes on by ONNX and torch.
+
 A model is one bytes object: the canonical zip of the `.mlpackage` (see `mil.package`), for iOS 16 and later, where float16
 inputs exist and every engine reads it; what needs newer operators is built for iOS 17 or 18. Jobs run in the worker that holds
 the source's framework.
@@ -15,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeml.exporter.convert.detour import to_onnx
 from edgeml.exporter.convert.onnx import tflite_to_onnx, unsupported
 from edgeml.exporter.mil.package import pack_mlpackage
 from edgeml.exporter.source.model import SourceRef
@@ -27,30 +30,37 @@ MISCOMPILING_PASSES: Final = ("common::int_op_canonicalization",)
 `int_op_canonicalization` turns dequantize -> reshape -> quantize into a reshape of the integers without comparing the two
 scales: measured on a quantized ResNet-8, agreement fell from 1.0 to 0.53.
 """
+LOOPS: Final = frozenset({"While", "StatelessWhile"})
 TARGETS: Final = ("iOS16", "iOS17", "iOS18")
 
 
-def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
-    """Job: write the Core ML of a Keras or SavedModel source; gives notes."""
-    ct = coremltools()
-    from edgeml.exporter.source.tensorflow import frozen, load
+def from_tensorflow(source: dict[str, Any], out: str) -> list[str] | dict[str, Any]:
+    """Job: write the Core ML of a Keras or SavedModel source; gives notes, or a `Detour` where coremltools refuses it."""
+    from edgeml.exporter.source.tensorflow import load
 
     ref = msgspec.convert(source, SourceRef)
+    try:
+        model = _graph_to_coreml(ref)
+    except UnsupportedError as refusal:
+        return to_onnx(source, out, refusal)
+    return _write(model, load(ref).signature, out)
+
+
+def _graph_to_coreml(ref: SourceRef) -> Any:
+    ct = coremltools()
+    from edgeml.exporter.source.tensorflow import frozen
+
     function = frozen(ref, 1)
+    if {node.op for node in function.graph.as_graph_def().node} & LOOPS:
+        raise UnsupportedError(
+            "coremltools cannot convert operator 'While', a recurrent layer's loop", hint="build the layer with unroll=True"
+        )
     outputs = [ct.TensorType(name=tensor.op.name) for tensor in function.outputs]
 
     def convert(target: str) -> Any:
         return _convert(ct, [function], target, source="tensorflow", outputs=outputs)
 
-    try:
-        model = _first_target(convert)
-    except UnsupportedError as error:
-        if {node.op for node in function.graph.as_graph_def().node} & {"While", "StatelessWhile"}:
-            raise UnsupportedError(
-                "coremltools cannot convert operator 'While', a recurrent layer's loop", hint="build the layer with unroll=True"
-            ) from error
-        raise
-    return _write(model, load(ref).signature, out)
+    return _first_target(convert)
 
 
 def from_torch(source: dict[str, Any], out: str) -> list[str]:

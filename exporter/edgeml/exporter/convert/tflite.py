@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeml.exporter.convert.detour import to_onnx
 from edgeml.exporter.convert.onnx import free_name, unsupported
 from edgeml.exporter.source.model import SourceRef
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
@@ -27,25 +28,34 @@ PART: Final = re.compile(r"(?:[\w<>]+\.)+_*[A-Za-z0-9]+?(?:_(\w+))?")
 MISSING: Final = re.compile(r"(?:TF Select|Custom) ops: ([\w, ]+)|op '?tf\.(\w+)'?|'tf\.(\w+)' op")
 
 
-def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
-    """Job: write the TFLite of a Keras or SavedModel source; gives notes."""
-    import tensorflow as tf
-
-    from edgeml.exporter.source.tensorflow import frozen, load
+def from_tensorflow(source: dict[str, Any], out: str) -> list[str] | dict[str, Any]:
+    """Job: write the TFLite of a Keras or SavedModel source; gives notes, or a `Detour` where TFLiteConverter refuses it."""
+    from edgeml.exporter.source.tensorflow import load
 
     ref = msgspec.convert(source, SourceRef)
+    try:
+        model = _graph_to_tflite(ref)
+    except UnsupportedError as refusal:
+        return to_onnx(source, out, refusal)
+    Path(out).write_bytes(canonical(model, load(ref).signature))
+    return []
+
+
+def _graph_to_tflite(ref: SourceRef) -> bytes:
+    import tensorflow as tf
+
+    from edgeml.exporter.source.tensorflow import frozen
+
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen(ref, 1)])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
-        model = converter.convert()
+        return bytes(converter.convert())
     except Exception as error:
         names = {name for match in MISSING.findall(str(error)) for part in match for name in part.split(", ") if name}
         if names:
             listed = ", ".join(map(repr, sorted(names)))
             raise UnsupportedError(f"TFLite has no operator for {listed}", hint="rewrite it with others") from error
         raise unsupported("TFLiteConverter", error) from error
-    Path(out).write_bytes(canonical(model, load(ref).signature))
-    return []
 
 
 def from_torch(source: dict[str, Any], out: str) -> list[str]:

@@ -63,7 +63,9 @@ def to_int8_tflite(
         UnsupportedError: the model cannot be quantized.
     """
     del task  # the error that chooses is the same for both
-    return to_int8(TfliteNetwork(ready_tflite(model), keep_float, whole=whole), model, feeds, ranges)
+    network = TfliteNetwork(ready_tflite(model), keep_float, whole=whole)
+    made = to_int8(network, model, feeds, ranges)
+    return Quantized(made.model, (*made.notes, *network.loop_notes()), made.warnings)
 
 
 def to_int16_tflite(

@@ -19,6 +19,7 @@ from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
 from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4
 from edgeml.exporter.quantize.scaled_inputs import scaled_inputs
+from edgeml.exporter.quantize.tflite_loops import CONTROL, inner_operators, refuse_whole
 from edgeml.exporter.quantize.tflite_recipe import write_static, write_weights
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
@@ -32,7 +33,7 @@ MOVING: Final = frozenset(
     {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "MAX_POOL_2D", "PAD", "PADV2", "SHAPE",
      "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "GATHER", "SPLIT", "UNPACK", "CAST", "QUANTIZE", "DEQUANTIZE"}
 )  # fmt: skip
-FLOAT: Final = frozenset({"SOFTMAX"})  # stays float whatever is asked
+FLOAT: Final = CONTROL | {"SOFTMAX"}  # stays float whatever is asked
 FOUR_BITS: Final = ("CONV_2D", "FULLY_CONNECTED")  # have kernels for int4 weights
 SMALL_SHARE: Final = 0.05  # of all weights: a last layer of this size stays float; a larger one gives float from int8 weights
 
@@ -101,6 +102,14 @@ class TfliteNetwork:
             if kind not in MOVING | FLOAT and output not in self.keep_float
         )
 
+    def loop_notes(self) -> tuple[str, ...]:
+        """What int8 does with layers in loops, which have no ranges."""
+        number = len(inner_operators(self._root, _kinds(_schema())).products)
+        told = (
+            "layers inside loops have int8 weights and round their input when they run; the rest of the loop computes in float"
+        )
+        return (f"{number} {told}",) if number else ()
+
     def read(self, layer: Layer) -> Floats:
         stored = self._values(layer.weights).astype(np.float64)
         return _to_common(self._kinds[layer.weights], stored)
@@ -131,7 +140,10 @@ class TfliteNetwork:
             told |= {name: Range(min(low for low, _ in known), max(high for _, high in known)) for name in sources if known}
         found = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in told.items()}
         found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
-        return write_static(bytes(self.model), found, self.keep_float, self.float_output, bits=bits, whole=self._whole)
+        inner = inner_operators(self._root, _kinds(_schema()))
+        if self._whole:
+            refuse_whole(inner)
+        return write_static(bytes(self.model), found, self.keep_float, self.float_output, inner, bits=bits, whole=self._whole)
 
     def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
         """The file with small weights alone; `scales` are (outputs,) at eight bits, (outputs, 1) at four."""
@@ -171,7 +183,7 @@ class TfliteNetwork:
         return data.view(np.float32).reshape(tensor.ShapeAsNumpy())
 
     def _operators(self, schema: Any) -> Iterator[Operator]:
-        kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+        kinds = _kinds(schema)
         for i in range(self._graph.OperatorsLength()):
             op = self._graph.Operators(i)
             code = self._root.OperatorCodes(op.OpcodeIndex())
@@ -286,6 +298,10 @@ def _options(schema: Any, kind: str, op: Any) -> Any:
     table = op.BuiltinOptions()
     options.Init(table.Bytes, table.Pos)
     return options
+
+
+def _kinds(schema: Any) -> dict[int, str]:
+    return {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 
 
 def _schema() -> Any:

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from edgeml.exporter.quantize.tflite_loops import Inner, quantizer_failure
 from edgeml.exporter.source.tflite_graphs import with_less
 from edgeml.runtime.backends import Array
-from edgeml.wire.errors import MissingExtraError, UnsupportedError
+from edgeml.wire.errors import MissingExtraError
 
 FLOAT_OPERATORS: Final = ("INPUT", "OUTPUT")  # inputs and outputs stay float32
 FLOAT_LAST: Final = "SOFTMAX"  # so does the last step to probabilities
+NOTHING_INNER: Final = Inner(frozenset(), frozenset())
 
 
 def write_static(
@@ -20,6 +22,7 @@ def write_static(
     ranges: Mapping[str, tuple[Array, Array]],
     keep_float: frozenset[str],
     float_output: frozenset[str] = frozenset(),
+    inner: Inner = NOTHING_INNER,
     *,
     bits: Literal[8, 16] = 8,
     whole: bool = False,
@@ -28,7 +31,8 @@ def write_static(
 
     `ranges`: tensor name -> (low, high), one value for an activation, for weights one per output channel, shaped to broadcast.
     `keep_float` names output tensors of operators that stay float, `float_output` those of fully connected layers that have
-    int8 weights, round their input when they run, and give float. `whole` makes integers of softmax, too.
+    int8 weights, round their input when they run, and give float. `inner` is what loops and branches hold: its products do the
+    same; with 16 bits for activations, they compute in float. `whole` makes integers of softmax, too.
 
     Raises:
         UnsupportedError: the quantizer cannot do it.
@@ -39,10 +43,13 @@ def write_static(
     recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8)
     for name in FLOAT_OPERATORS if whole else (*FLOAT_OPERATORS, FLOAT_LAST):
         recipe.add_quantization_config(".*", operators(name), algorithm_key=parts.names.NO_QUANTIZE)
-    for name in sorted(keep_float):
+    for name in sorted(keep_float | inner.others):
         recipe.add_quantization_config(_scope(name), operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)
     for name in sorted(float_output if bits == 8 else ()):  # rounding to 8 bits when it runs would waste the 16
         recipe.add_dynamic_config(_scope(name), operators.FULLY_CONNECTED, num_bits=8)
+    small = recipe.add_dynamic_config if bits == 8 else recipe.add_weight_only_config
+    for name in sorted(inner.products):
+        small(_scope(name), operators.ALL_SUPPORTED, num_bits=8)
     return _quantized(parts, model, recipe, {name: {"min": low, "max": high} for name, (low, high) in ranges.items()})
 
 
@@ -97,7 +104,7 @@ def _quantized(parts: Any, model: bytes, recipe: Any, ranges: dict[str, Any] | N
             quantizer = parts.quantizer.Quantizer(parts.with_signatures(model), recipe.get_quantization_recipe())
             result = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UnsupportedError(f"ai-edge-quantizer cannot quantize the model: {error}") from error
+        raise quantizer_failure(error, model) from error
     return with_less(bytes(result.quantized_model))
 
 
