@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks._subject import Facts, read_calibration, read_facts
+from edgeml.exporter.artifact import warm_tools
 from edgeml.runtime.backends import Array
 from edgeml.wire.manifest import Format
 
@@ -73,6 +74,7 @@ def ours(format_: Format) -> Callable[[Path, Facts], Work]:
     def work(folder: Path, facts: Facts) -> Work:
         module, name = SMALLER[format_]
         quantize = getattr(importlib.import_module(f"edgeml.exporter.quantize.{module}"), name)
+        warm_tools(format=format_)
         feeds, model = read_calibration(folder, facts, format_), (folder / f"fp32.{format_}").read_bytes()
         return lambda: bytes(quantize(model, "int8", feeds).model)
 

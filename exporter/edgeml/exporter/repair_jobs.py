@@ -118,9 +118,10 @@ def _weights(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
         from edgeml.exporter.quantize.coreml_weights import weighty
 
         halves, few = halved(model, asked.precision, feeds), at_most(feeds, INTERPRETED_SAMPLES)
+        half = halves.plain()
         return RemadeTuner(
-            weighty(halves.half),
-            halves.half,
+            weighty(half),
+            half,
             lambda kept: from_half(halves, asked.precision, feeds, keep_float=kept),
             lambda data: outputs(open_mil(data, EngineOptions()), few),
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-import numpy as np
-
 from edgeml.exporter.calibrate.statistics import Pass, Statistics
+from edgeml.runtime.backends import Array
 
 NAMED: Final = 5
 FLOAT16_LIMIT: Final = 6.0e4  # a margin below 65504, the largest float16
@@ -32,10 +31,15 @@ def beyond_float16(run: Pass) -> dict[str, float]:
     """The largest magnitude of each float tensor that float16 does not hold, over one run."""
     found: dict[str, float] = {}
     for tensors in run():
-        for name, values in tensors.items():
-            if values.size and (largest := float(np.abs(values).max())) > FLOAT16_LIMIT:
-                found[name] = max(found.get(name, 0.0), largest)
+        note_beyond(found, tensors)
     return found
+
+
+def note_beyond(found: dict[str, float], tensors: Mapping[str, Array]) -> None:
+    """Add what one sample shows to `found`."""
+    for name, values in tensors.items():
+        if values.size and (largest := max(float(values.max()), -float(values.min()))) > FLOAT16_LIMIT:
+            found[name] = max(found.get(name, 0.0), largest)
 
 
 def _list(names: Collection[str]) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from edgeml.exporter.calibrate.checks import beyond_float16, overflow_warnings
+from edgeml.exporter.calibrate.checks import beyond_float16, note_beyond, overflow_warnings
 from edgeml.exporter.calibrate.coreml import watch_coreml
 from edgeml.exporter.calibrate.feeds import Feeds, at_most
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
@@ -29,8 +30,7 @@ from edgeml.runtime.backends import Array
 from edgeml.wire.manifest import Precision
 
 IOS18: Final = 9  # the specification version that has int4 and blocks
-LOOKED_AT: Final = 128  # calibration samples that show what float16 cannot hold
-ROUNDED_ON: Final = 128  # and how the inputs of layers go together: 64 windows of each
+LOOKED_AT: Final = 128  # calibration samples that show what float16 cannot hold, and how the inputs of layers go together
 PALETTES: Final[dict[str, Literal[4, 6, 8]]] = {"palette4": 4, "palette6": 6, "palette8": 8}
 
 
@@ -57,15 +57,18 @@ def smaller_coreml(
 class Halves:
     """What the precisions of a model are made from.
 
-    `half` is its float16 form; `beyond` are values that float16 does not hold, which stay float32 in it. `rounded` holds, by
-    layer, its weights and bias as what small weights stand for: coremltools finds the same codes again.
+    `beyond` are values that float16 does not hold, which stay float32 in its float16 forms. `rounded` holds, by layer, its
+    weights and bias as what small weights stand for: coremltools finds the same codes again.
     """
 
     model: bytes
-    half: bytes
     beyond: Mapping[str, float]
     version: int
     rounded: Mapping[str, Mapping[str, Array]]
+
+    def plain(self) -> bytes:
+        """The float16 form with the weights as they are."""
+        return to_fp16_coreml(self.model, self.beyond, least_version=self.version)
 
     def with_rounded(self, but: frozenset[str] = frozenset()) -> bytes:
         """The float16 form with rounded weights in all layers but these."""
@@ -74,16 +77,18 @@ class Halves:
 
 
 def halved(model: bytes, precision: Precision, feeds: Feeds | None) -> Halves:
-    """The float16 form that a precision is made from; what `feeds` show to be beyond float16 stays float32."""
-    beyond = {} if feeds is None else beyond_float16(watch_coreml(model, at_most(feeds, LOOKED_AT)))
-    version = IOS18 if precision == "int4-weights" else 0
-    half = to_fp16_coreml(model, beyond, least_version=version)
-    return Halves(model, half, beyond, version, {} if precision == "fp16" else _rounded(model, precision, feeds))
+    """What a precision is made from; what `feeds` show to be beyond float16 stays float32."""
+    some = None if feeds is None else at_most(feeds, LOOKED_AT)
+    beyond: dict[str, float] = {}
+    rounded: dict[str, dict[str, Array]] = {}
+    if precision != "fp16":
+        rounded = _rounded(CoremlNetwork(model, partial(note_beyond, beyond)), precision, some)
+    elif some is not None:
+        beyond = beyond_float16(watch_coreml(model, some))
+    return Halves(model, beyond, IOS18 if precision == "int4-weights" else 0, rounded)
 
 
-def _rounded(model: bytes, precision: Precision, feeds: Feeds | None) -> dict[str, dict[str, Array]]:
-    network = CoremlNetwork(model)
-    some = None if feeds is None else at_most(feeds, ROUNDED_ON)
+def _rounded(network: CoremlNetwork, precision: Precision, some: Feeds | None) -> dict[str, dict[str, Array]]:
     if precision in PALETTES:
         return with_palettes(network, some, 2 ** PALETTES[precision]).by_layer()
 
@@ -104,11 +109,11 @@ def from_half(
 ) -> Quantized:
     """A model in a smaller precision; arguments as `smaller_coreml` takes them."""
     if precision == "fp16":
-        return Quantized(halves.half)
+        return Quantized(halves.plain())
     rounded = halves.with_rounded(keep_float)
     if precision == "w8a8":
         assert feeds is not None, "the plan asks for samples"
-        return to_w8a8(halves.half, to_int8(rounded).model, feeds, ranges)
+        return to_w8a8(halves.plain(), to_int8(rounded).model, feeds, ranges)
     if precision in PALETTES:
         made = to_palette(rounded, PALETTES[precision], keep_float)
     elif precision == "int4-weights":

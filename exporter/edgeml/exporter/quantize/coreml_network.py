@@ -5,7 +5,8 @@ Replaced constants are told to whoever writes the model next, by name: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -22,10 +23,13 @@ from edgeml.runtime.backends import Array
 
 
 class CoremlNetwork:
-    """`model` is the packed float32 model; `replaced` holds the constants that were written."""
+    """`model` is the packed float32 model; `replaced` holds the constants that were written.
 
-    def __init__(self, model: bytes) -> None:
-        self.model, self.replaced = model, dict[str, Array]()
+    `see` is told the tensors of every sample that is watched, so that one run over the samples serves all who look.
+    """
+
+    def __init__(self, model: bytes, see: Callable[[Mapping[str, Array]], None] | None = None) -> None:
+        self.model, self.replaced, self._see = model, dict[str, Array](), see
         files = unpack_files(model)
         program = read_program(parse_model(files[MODEL]), files)
         operations = program.body.operations
@@ -52,7 +56,7 @@ class CoremlNetwork:
         )
 
     def copy(self) -> Self:
-        other = type(self)(self.model)
+        other = copy.copy(self)
         other.replaced = dict(self.replaced)
         return other
 
@@ -70,7 +74,16 @@ class CoremlNetwork:
             self.replaced[layer.bias] = bias.astype(np.float32)
 
     def watch(self, feeds: Feeds) -> Pass:
-        return watch_coreml(self.model, feeds)
+        run, see = watch_coreml(self.model, feeds), self._see
+        if see is None:
+            return run
+
+        def seen() -> Iterator[Mapping[str, Array]]:
+            for tensors in run():
+                see(tensors)
+                yield tensors
+
+        return seen
 
     def arrange(self, layer: Layer, tensor: str, values: Array) -> Array:  # noqa: ARG002 - Core ML has the common order
         return values

@@ -26,7 +26,7 @@ class Inner(NamedTuple):
 
 def inner_operators(root: Any, kinds: dict[int, str]) -> Inner:
     """What stands in the graphs after the first of a parsed file; `kinds` are the operators' names by code."""
-    products, others = set(), set()
+    products, others = set[str](), set[str]()
     for graph in (root.Subgraphs(i) for i in range(1, root.SubgraphsLength())):
         for op in (graph.Operators(i) for i in range(graph.OperatorsLength())):
             if not op.OutputsLength():
