@@ -14,10 +14,10 @@ from edgeml.exporter.quantize.equalize import equalized
 from edgeml.exporter.quantize.layers import Inputs, channel_ranges
 from edgeml.exporter.quantize.tflite import to_fp16_tflite, to_int8_tflite
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
-from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
+from edgeml.exporter.source.tflite_graphs import pack_model, parse_model, with_less
 from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
-from edgeml.wire.errors import PlanError
+from edgeml.wire.errors import ModelError, PlanError
 
 MODEL = conv_tflite()
 INPUT = open_tflite(MODEL, EngineOptions()).inputs[0].name
@@ -179,3 +179,26 @@ def test_equal_scales_zero_points_and_buffers_are_stored_once() -> None:
     assert len(small) < len(loose.Output()) - 8 * 8 * 3  # zero points of 8 channels, of two layers' weights and biases
     assert len(set(contents)) == len(contents)
     assert np.array_equal(run(small, samples(seed=4)), run(bytes(loose.Output()), samples(seed=4)))
+
+
+def behind_the_tables(model: bytes) -> bytes:
+    """The same file with its largest buffer at the end, as ai-edge-quantizer writes buffers once they take 256 KiB."""
+    parsed = parse_model(model)
+    largest = max((buffer for buffer in parsed.buffers if buffer.data is not None), key=lambda buffer: len(buffer.data))
+    content = bytes(largest.data)
+    largest.data, largest.offset, largest.size = None, 1 << 20, len(content)
+    largest.offset = -(-len(pack_model(parsed)) // 16) * 16
+    return pack_model(parsed).ljust(largest.offset, b"\0") + content
+
+
+def test_weights_that_stand_behind_the_tables_are_kept_when_a_file_is_written_again() -> None:
+    x = samples(3)
+    apart = behind_the_tables(MODEL)
+
+    assert len(apart) > len(MODEL) - 64
+    np.testing.assert_array_equal(run(with_less(apart), x), run(MODEL, x))
+
+
+def test_a_buffer_beyond_the_file_is_refused() -> None:
+    with pytest.raises(ModelError, match="ends beyond the file"):
+        parse_model(behind_the_tables(MODEL)[:-1])

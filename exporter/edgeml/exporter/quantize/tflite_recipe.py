@@ -43,13 +43,14 @@ def write_static(
     recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8)
     for name in FLOAT_OPERATORS if whole else (*FLOAT_OPERATORS, FLOAT_LAST):
         recipe.add_quantization_config(".*", operators(name), algorithm_key=parts.names.NO_QUANTIZE)
-    for name in sorted(keep_float | inner.others):
-        recipe.add_quantization_config(_scope(name), operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)
-    for name in sorted(float_output if bits == 8 else ()):  # rounding to 8 bits when it runs would waste the 16
-        recipe.add_dynamic_config(_scope(name), operators.FULLY_CONNECTED, num_bits=8)
-    small = recipe.add_dynamic_config if bits == 8 else recipe.add_weight_only_config
-    for name in sorted(inner.products):
-        small(_scope(name), operators.ALL_SUPPORTED, num_bits=8)
+    if keep_float | inner.others:
+        scope = _scope(keep_float | inner.others)
+        recipe.add_quantization_config(scope, operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)
+    if float_output and bits == 8:  # rounding to 8 bits when it runs would waste the 16
+        recipe.add_dynamic_config(_scope(float_output), operators.FULLY_CONNECTED, num_bits=8)
+    if inner.products:
+        small = recipe.add_dynamic_config if bits == 8 else recipe.add_weight_only_config
+        small(_scope(inner.products), operators.ALL_SUPPORTED, num_bits=8)
     return _quantized(parts, model, recipe, {name: {"min": low, "max": high} for name, (low, high) in ranges.items()})
 
 
@@ -74,11 +75,11 @@ def write_weights(
     recipe = parts.recipe_manager.RecipeManager()
     add = recipe.add_dynamic_config if dynamic else recipe.add_weight_only_config
     add(".*", parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=8)
-    for name in sorted(four_bits):
-        add(_scope(name), parts.qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=4)
-    for name in sorted(keep_float):
-        operators = parts.qtyping.TFLOperationName.ALL_SUPPORTED
-        recipe.add_quantization_config(_scope(name), operators, algorithm_key=parts.names.NO_QUANTIZE)
+    operators = parts.qtyping.TFLOperationName.ALL_SUPPORTED
+    if four_bits:
+        add(_scope(four_bits), operators, num_bits=4)
+    if keep_float:
+        recipe.add_quantization_config(_scope(keep_float), operators, algorithm_key=parts.names.NO_QUANTIZE)
     return _quantized(parts, model, recipe, {name: {"min": -end, "max": end} for name, end in ends.items()})
 
 
@@ -92,9 +93,12 @@ def write_fp16(model: bytes) -> bytes:
     return _quantized(parts, model, recipe, None)
 
 
-def _scope(name: str) -> str:
-    """A scope is an operator's output names joined with ";", in which an expression is searched for."""
-    return rf"(^|;){re.escape(name)}(;|$)"
+def _scope(names: frozenset[str]) -> str:
+    """A scope is an operator's output names joined with ";", in which an expression is searched for.
+
+    One expression for all names: each is compiled again and again once there are more than Python keeps.
+    """
+    return rf"(^|;)({'|'.join(re.escape(name) for name in sorted(names))})(;|$)"
 
 
 def _quantized(parts: Any, model: bytes, recipe: Any, ranges: dict[str, Any] | None) -> bytes:

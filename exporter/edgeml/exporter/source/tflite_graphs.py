@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, Final
 
+import numpy as np
+
 from edgeml.wire.errors import MissingExtraError, ModelError
 
 IDENTIFIER: Final = b"TFL3"
@@ -26,17 +28,26 @@ def schema() -> Any:
 
 
 def parse_model(data: bytes) -> Any:
-    """The file's `ModelT`.
+    """The file's `ModelT`, with buffers that stand behind the tables brought inside: ai-edge-quantizer writes large ones there.
 
     Raises:
         ModelError: its tables lead nowhere.
     """
     try:
-        return schema().ModelT.InitFromPackedBuf(data, 0)
+        parsed = schema().ModelT.InitFromPackedBuf(data, 0)
     except MissingExtraError:
         raise
     except Exception as error:
         raise ModelError(f"not a TFLite model: {type(error).__name__}") from error
+    for buffer in parsed.buffers or ():
+        if buffer.data is None and buffer.offset > 1:
+            if buffer.offset + buffer.size > len(data):
+                raise ModelError(
+                    "a TFLite buffer ends beyond the file", expected=f"at most {len(data)}", got=f"{buffer.offset}"
+                )
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return parsed
 
 
 def put_first(parsed: Any, index: int) -> None:
