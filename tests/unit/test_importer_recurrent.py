@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -59,7 +60,8 @@ def test_a_recurrent_operator_gives_what_onnx_runtime_gives(kind: str, more: dic
 def test_an_lstm_that_names_its_usual_functions_is_kept_whole(direction: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(to_torch(recurrent("LSTM", direction)), torch.from_numpy(sample()), check_trace=False)
+        trace: Any = torch.jit.trace  # untyped
+        traced = trace(to_torch(recurrent("LSTM", direction)), torch.from_numpy(sample()), check_trace=False)
 
     operators = [node.kind() for node in traced.inlined_graph.nodes()]
     assert operators.count("aten::lstm") == 1
