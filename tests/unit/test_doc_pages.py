@@ -6,6 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+from edgeml.fleet.rollout import ALLOWED, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,3 +43,23 @@ def test_the_guide_to_int8_names_options_that_exist() -> None:
     options = {option.removeprefix("--") for option in re.findall(r"`(?:[^`]* )?(--[a-z-]+)", INT8)}
     assert len(options) >= 4
     assert [option for option in options if not re.search(rf"\b{option}\b", source)] == []
+
+
+FLEET = (ROOT / "docs/fleet.md").read_text()
+
+
+def test_the_page_of_the_fleet_says_which_command_is_for_which_phase() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ?(.*?) ?\|$", FLEET, flags=re.MULTILINE)
+    told = {phase: set(re.findall(r"`(\w+)`", commands)) for phase, commands in rows if phase in get_args(Phase)}
+    assert told == {
+        phase: {command for command, phases in ALLOWED.items() if phase in phases and command != "start"}
+        for phase in get_args(Phase)
+    }
+
+
+def test_what_the_page_of_the_fleet_explains_is_what_the_service_says() -> None:
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "fleet/edgeml/fleet").rglob("*.py")))
+    trouble = FLEET.partition("## When something is wrong")[2]
+    said = re.findall(r"^\| `(.+?)` \|", trouble, flags=re.MULTILINE)
+    assert len(said) >= 6
+    assert [message for message in said if message not in source] == []

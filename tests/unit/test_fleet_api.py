@@ -14,6 +14,7 @@ from edgeml.fleet.api.app import build_app
 from edgeml.fleet.api.http import BODY_LIMIT_BYTES
 from edgeml.fleet.config import Config
 from edgeml.fleet.service import Fleet
+from edgeml.fleet.store.tables import events
 from edgeml.wire.messages import Report, encode
 from tests.unit.fleet_bundles import make_bundle
 
@@ -286,3 +287,13 @@ def test_devices_are_enrolled_in_bulk_paged_tagged_renewed_and_removed(desk: Des
     assert desk.post("/v1/devices", json={"prefix": "cam", "count": 10**9}).status_code == 400
     assert desk.post("/v1/devices", json={"ids": ["a/b"]}).status_code == 400
     assert desk.post("/v1/devices", json={"ids": ["cam-0002"]}).status_code == 409
+
+
+def test_an_operator_can_check_that_no_event_was_changed(desk: Desk) -> None:
+    desk.enrol("cam-1", "cam-2")
+    found = desk.get("/v1/events/check").json()
+    assert (found["events"], found["broken_at"]) == (2, None)
+    with desk.fleet.store.write() as connection:
+        connection.execute(events.update().where(events.c.subject == "cam-1").values(actor="nobody"))
+    assert desk.get("/v1/events/check").json()["broken_at"] is not None
+    assert desk.http.get("/v1/events/check").status_code == 401

@@ -17,7 +17,7 @@ from edgeml.fleet.devices_cli import app as devices_app
 from edgeml.fleet.options import DEFAULT_DATA, Data, Json, Url, open_client, parse_tags, print_answer
 from edgeml.fleet.rollout import GateSpec, Wave
 from edgeml.fleet.samples_cli import app as samples_app
-from edgeml.wire.errors import UsageError
+from edgeml.wire.errors import EnvironmentProblem, UsageError
 
 _GATE: Final = GateSpec()
 _LONGEST_S: Final = Wave(1.0).longest_s
@@ -101,6 +101,16 @@ def publish(
     )
 
 
+def _check_events(data: Path, url: str | None, json: bool) -> None:
+    with open_client(data, url) as client:
+        found = client.get("/v1/events/check")
+    print_answer(found, json, f"{found['events']} events")
+    if found["broken_at"] is not None:
+        raise EnvironmentProblem(
+            f"event {found['broken_at']} does not follow from the one before it: one of them was changed, or one left out"
+        )
+
+
 @app.command()
 def models(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> None:
     """Show what is published."""
@@ -111,13 +121,18 @@ def models(data: Data = DEFAULT_DATA, url: Url = None, json: Json = False) -> No
 
 @app.command()
 def events(
+    *,
     data: Data = DEFAULT_DATA,
     url: Url = None,
     json: Json = False,
     limit: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10_000, help="The newest so many.")] = 30,
     subject: Annotated[str | None, typer.Option(metavar="NAME", help="Of one device, version or rollout alone.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say whether one was changed, or left out between others.")] = False,
 ) -> None:
-    """Show what happened, and who did it."""
+    """Show what happened, and who did it. Events are chained by hashes; exit code 6 if --check finds the chain broken."""
+    if check:
+        _check_events(data, url, json)
+        return
     query = {"limit": limit} | ({"subject": subject} if subject else {})
     with open_client(data, url) as client:
         listed = client.get("/v1/events", **query)

@@ -147,7 +147,7 @@ class RolloutState(_Record, frozen=True):
 
 
 Command = Literal["start", "pause", "resume", "approve", "abort", "rollback"]
-_ALLOWED: Final[dict[Command, frozenset[Phase]]] = {
+ALLOWED: Final[dict[Command, frozenset[Phase]]] = {
     "start": frozenset({"draft"}),
     "pause": frozenset({"running", "holding"}),
     "resume": frozenset({"paused"}),
@@ -202,11 +202,11 @@ def apply(state: RolloutState, command: Command, by: str, now: float) -> Rollout
     Raises:
         ServiceError: (409) the rollout is in a phase where this makes no sense.
     """
-    if state.phase not in _ALLOWED[command]:
+    if state.phase not in ALLOWED[command]:
         raise ServiceError(
             f"rollout {state.spec.id!r} is {state.phase}: cannot {command}",
             status=409,
-            hint=f"possible when {', '.join(sorted(_ALLOWED[command]))}",
+            hint=f"possible when {', '.join(sorted(ALLOWED[command]))}",
         )
     match command:
         case "start":

@@ -56,6 +56,12 @@ def router(fleet: Fleet) -> APIRouter:
         with fleet.store.read() as connection:
             return answer(events.listed(connection, limit=_bounded(limit), subject=subject, before=before))
 
+    @routes.get("/v1/events/check")
+    def check(request: Request) -> Response:
+        require_operator(fleet, request)
+        with fleet.store.read() as connection:
+            return answer({"events": events.count(connection), "broken_at": events.first_break(connection)})
+
     return routes
 
 

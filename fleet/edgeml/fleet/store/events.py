@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, func, insert, select
 
 from edgeml.fleet.store.tables import events
 from edgeml.wire.canonical import encode_json, sha256_hex
@@ -50,6 +50,10 @@ def listed(
     if before is not None:
         query = query.where(events.c.id < before)
     return [_row(row) for row in connection.execute(query).mappings()]
+
+
+def count(connection: Connection) -> int:
+    return connection.scalar(select(func.count()).select_from(events)) or 0
 
 
 def first_break(connection: Connection) -> int | None:
