@@ -32,6 +32,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks._float_operators import count_float
 from benchmarks._quantizers import FORMAT
 from benchmarks._subject import Subject, answers, prepare
 from benchmarks.zoo.recipe import CACHE
@@ -52,7 +53,10 @@ BYTES_SHARE: Final = 0.02  # of the best rival's, that ours may be larger by
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`failure` says why there is no file, or why it could not be run; `inapplicable` that this rival takes no such source."""
+    """`failure` says why there is no file, or why it could not be run; `inapplicable` that this rival takes no such source.
+
+    `in_float` of the file's `operators` that compute do so in float; `samples` judged.
+    """
 
     model: str
     quantizer: str
@@ -68,6 +72,9 @@ class Row:
     rss_mib: int | None = None
     failure: str | None = None
     inapplicable: str | None = None
+    in_float: int | None = None
+    operators: int | None = None
+    samples: int | None = None
 
 
 def main() -> None:
@@ -79,15 +86,23 @@ def main() -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="the summary as a table for a document, and where ours is behind"
     )
+    parser.add_argument(
+        "--why",
+        action="store_true",
+        help="measure rivals that are ahead again, if it is not known yet what they leave in float",
+    )
     parser.add_argument("--table", action="store_true", help="print what is there, measure nothing")
     asked = parser.parse_args()
     known = read(asked.results)
     if not asked.table:
         for name in asked.models.split(","):
             wanted = [one for one in asked.quantizers.split(",") if (name, one) not in known or is_stale(known[name, one])]
-            for row in measured(name, wanted) if wanted else ():
-                append(row, asked.results)
-                print(text(row), file=sys.stderr, flush=True)
+            measure(name, wanted, asked.results)
+    if asked.why:
+        for name in asked.models.split(","):
+            theirs = [row for row in read(asked.results).values() if row.model == name]
+            unknown = {other.quantizer for _, _, others in ahead(theirs) for other in others if other.operators is None}
+            measure(name, [one for one in FORMAT if one in unknown and FORMAT[one] != "coreml"], asked.results)
     rows = [row for row in read(asked.results).values() if row.model in asked.models.split(",")]
     if asked.json:
         print(json.dumps({"peers": summary(rows), "behind": behind(rows), "rows": [asdict(row) for row in rows]}))
@@ -97,6 +112,12 @@ def main() -> None:
         return
     print("\n".join(map(text, rows)))
     print("\n".join(f"{name:18} {told}" for name, told in summary(rows).items()))
+
+
+def measure(name: str, quantizers: list[str], results: Path) -> None:
+    for row in measured(name, quantizers) if quantizers else ():
+        append(row, results)
+        print(text(row), file=sys.stderr, flush=True)
 
 
 def place() -> Path:
@@ -145,12 +166,16 @@ def judged(quantizer: str, folder: Path, subject: Subject) -> dict[str, Any]:
         got = answers((folder / quantizer).read_bytes(), format_, subject, most=most)
     except (EdgemlError, RuntimeError, ValueError) as error:
         return spent | {"failure": f"it does not run: {error}"[:300]}
+    counted = count_float((folder / quantizer).read_bytes(), format_)
+    if counted is not None:
+        spent |= counted._asdict()
     if not np.isfinite(got).all():
         return spent | {"failure": "its answers are not finite"}
     source, samples = subject.source[: len(got)], subject.samples.first(len(got))
     before, after = (subject.recipe.score(one, samples, source) for one in (source, got))
     lost = before - after
     found = {
+        "samples": len(got),
         "max": float(np.abs(got.astype(np.float64) - source).max()) / spread(source),
         "rms": relative_rms(source, got),
         "drop": 100 * float(lost.mean()),
@@ -237,8 +262,17 @@ def summary(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def behind(rows: Iterable[Row]) -> list[str]:
-    """Where ours does not lead: a rival that agrees more, errs less, or is smaller by more than `BYTES_SHARE`."""
+    """Where ours does not lead: a rival that agrees more, errs less, or is smaller by more than `BYTES_SHARE`; and why."""
     told = []
+    for mine, word, better in ahead(rows):
+        named = ", ".join(f"{row.quantizer} {getattr(row, word):.4g}{_why(mine, row, word)}" for row in better)
+        told.append(f"{mine.model} {mine.format} {word}: ours {getattr(mine, word):.4g}; {named}")
+    return told
+
+
+def ahead(rows: Iterable[Row]) -> list[tuple[Row, str, list[Row]]]:
+    """(our row, the figure, the rivals with a better one)."""
+    found = []
     by_key = {(row.model, row.quantizer): row for row in rows if row.failure is None and row.inapplicable is None}
     for (model, quantizer), mine in by_key.items():
         if not quantizer.startswith("edgeml"):
@@ -247,9 +281,25 @@ def behind(rows: Iterable[Row]) -> list[str]:
         for word, worse in (("agree", _agrees_less), ("rms", _errs_more), ("bytes", _is_larger)):
             better = [row for row in rivals if worse(mine, row)]
             if better:
-                names = ", ".join(f"{row.quantizer} {getattr(row, word):.4g}" for row in better)
-                told.append(f"{model} {mine.format} {word}: ours {getattr(mine, word):.4g}; {names}")
-    return told
+                found.append((mine, word, better))
+    return found
+
+
+def _why(mine: Row, other: Row, word: str) -> str:
+    """What the files say of a rival's lead: how many samples decide it, what it leaves in float, what it costs."""
+    reasons = []
+    if word == "agree" and mine.agree is not None and other.agree is not None and mine.samples:
+        count = round((other.agree - mine.agree) * mine.samples)
+        reasons.append(f"{count} of {mine.samples:,} samples")
+    if other.in_float is not None and mine.in_float is not None and other.in_float != mine.in_float:
+        reasons.append(
+            f"leaves {other.in_float} of {other.operators} operators in float, ours {mine.in_float} of {mine.operators}"
+        )
+    if word != "bytes" and other.bytes > (1 + BYTES_SHARE) * mine.bytes:
+        reasons.append(f"{100 * (other.bytes / mine.bytes - 1):.0f} % larger")
+    if word == "bytes" and other.rms is not None and mine.rms and other.rms > mine.rms:
+        reasons.append(f"rms {other.rms / mine.rms:.1f} times ours")
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _agrees_less(mine: Row, other: Row) -> bool:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks._float_operators import count_float
+from benchmarks._models import SIDE, conv_tflite
 from benchmarks.int8_peers import Row, append, behind, read, summary, text, upper
+from edgeml.exporter.quantize.tflite import to_int8_tflite
 
 
 def row(model: str, quantizer: str, drop: float | None, **more: object) -> Row:
@@ -50,5 +53,29 @@ def test_a_rival_that_is_ahead_is_named_with_its_figure() -> None:
     broken = Row("a", "olive", "onnx", "c", failure="it does not run")
     assert behind([ours, ahead, elsewhere, broken]) == [
         "a onnx agree: ours 0.99; ort 1",
-        "a onnx bytes: ours 103; ort 100",
+        "a onnx bytes: ours 103; ort 100 (rms 1.5 times ours)",
     ]
+
+
+def test_a_lead_is_told_with_what_the_files_say_of_its_cause() -> None:
+    known = {"max": 0.1, "drop": 0.0, "upper95": 0.1}
+    ours = Row("a", "edgeml-onnx", "onnx", "c", bytes=100, agree=0.99, rms=0.02, in_float=1, operators=8, samples=400, **known)  # type: ignore[arg-type]  # keywords of a test's own
+    careful = Row("a", "ort", "onnx", "c", bytes=150, agree=0.995, rms=0.01, in_float=5, operators=8, **known)  # type: ignore[arg-type]  # likewise
+    small = Row("a", "olive", "onnx", "c", bytes=50, agree=0.9, rms=0.06, **known)  # type: ignore[arg-type]  # likewise
+
+    float_ones = "leaves 5 of 8 operators in float, ours 1 of 8; 50 % larger"
+    assert behind([ours, careful, small]) == [
+        f"a onnx agree: ours 0.99; ort 0.995 (2 of 400 samples; {float_ones})",
+        f"a onnx rms: ours 0.02; ort 0.01 ({float_ones})",
+        "a onnx bytes: ours 100; olive 50 (rms 3.0 times ours)",
+    ]
+
+
+def test_operators_left_in_float_are_counted_in_the_file() -> None:
+    x = np.random.default_rng(1).normal(size=(8, SIDE, SIDE, 1)).astype(np.float32)
+    model = conv_tflite()
+
+    for kept, wanted in ((frozenset[str](), 0), (frozenset({"t2"}), 1)):
+        made = to_int8_tflite(model, {"t0": x}, keep_float=kept).model
+        assert count_float(made, "tflite") == (wanted, 3)
+    assert count_float(model, "tflite") == (3, 3)
