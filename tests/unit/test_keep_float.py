@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeml.exporter.quantize.keep_float import Operator, Sensitivity, StaticTuner, ranked, signal_to_noise, sizes
+from edgeml.exporter.quantize.keep_float import Alone, Operator, StaticTuner, signal_to_noise, sizes
 from edgeml.exporter.quantize.onnx import open_onnx_network
+from edgeml.exporter.quantize.ranking import rank
 from edgeml.runtime.backends import EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
 from tests.unit import bad_layer
@@ -21,14 +25,8 @@ def tuner() -> StaticTuner:
 
 
 def test_the_operator_that_int8_spoils_is_ranked_first(tuner: StaticTuner) -> None:
-    base = tuner.alone(None)
-    found = ranked(
-        [
-            Sensitivity(operator, alone.error, base.bytes - alone.bytes)
-            for operator in tuner.operators
-            if (alone := tuner.alone(operator.name))
-        ]
-    )
+    base = tuner.alone(frozenset())
+    found = rank(tuner.operators, base, lambda some: tuner.alone(frozenset(one.name for one in some)))
 
     assert base.error < 1e-5
     assert found[0].operator == Operator("Gemm", bad_layer.SPOILED)
@@ -74,3 +72,38 @@ def test_sizes_of_many_operators_are_far_apart_where_there_are_many() -> None:
 def test_signal_to_noise_is_in_decibels() -> None:
     assert signal_to_noise(0.1) == pytest.approx(20.0)
     assert signal_to_noise(0.0) == float("inf")
+
+
+def simulated(
+    errors: dict[str, float], noise: float = 0.0
+) -> tuple[list[Operator], Alone, Callable[[Sequence[Operator]], Alone], list[int]]:
+    """Operators whose errors add up as powers, on top of `noise`; and how many were measured together, each time."""
+    calls: list[int] = []
+
+    def measure(some: Sequence[Operator]) -> Alone:
+        calls.append(len(some))
+        return Alone(math.sqrt(noise**2 + sum(errors[one.name] ** 2 for one in some)), 1000 - 3 * len(some))
+
+    return [Operator("Conv", name) for name in errors], Alone(noise, 1000), measure, calls
+
+
+def test_of_many_operators_those_in_harmless_blocks_are_not_measured_one_by_one() -> None:
+    errors = {f"c{i:03}": 1e-5 for i in range(120)} | {"c031": 0.5, "c077": 0.2}
+    operators, base, measure, calls = simulated(errors, noise=0.01)
+
+    found = rank(operators, base, measure)
+
+    assert [one.operator.name for one in found[:2]] == ["c031", "c077"]
+    assert [one.error for one in found[:2]] == pytest.approx([0.5, 0.2])
+    assert sorted(one.operator.name for one in found) == sorted(errors)
+    assert calls == [6] * 20 + [1] * 12
+
+
+def test_of_many_operators_that_all_hurt_each_is_measured() -> None:
+    errors = {f"c{i:03}": 0.01 + 0.001 * (i % 7) for i in range(60)}
+    operators, base, measure, _ = simulated(errors)
+
+    found = rank(operators, base, measure)
+
+    assert {one.operator.name: one.error for one in found} == pytest.approx(errors)
+    assert {one.extra_bytes for one in found} == {3}

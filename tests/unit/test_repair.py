@@ -177,7 +177,7 @@ class Simulated:
 
     def ask(self, job: str, _: Mapping[str, object], /, *, out: Path | None = None, **arguments: object) -> tuple[Any, bool]:
         if job == "repair_jobs:operators":
-            return {"operators": [{"kind": "Conv", "name": f"c{i}"} for i in range(10)], "bytes": 100}, False
+            return {"operators": [{"kind": "Conv", "name": f"c{i}"} for i in range(10)], "error": 0.0, "bytes": 100}, False
         if job == "repair_jobs:alone":
             return {"error": 0.5, "bytes": 90}, False
         if out is not None:
@@ -221,7 +221,11 @@ def test_of_one_operator_none_is_left_float(quantizing: Callable[[float], Quanti
     class One(Simulated):
         def ask(self, job: str, depends: Mapping[str, object], /, **more: Any) -> tuple[Any, bool]:
             answer = super().ask(job, depends, **more)
-            return ({"operators": answer[0]["operators"][:1], "bytes": 100}, False) if job.endswith("operators") else answer
+            return (
+                ({"operators": answer[0]["operators"][:1], "error": 0.0, "bytes": 100}, False)
+                if job.endswith("operators")
+                else answer
+            )
 
     found = Search(One(np.random.default_rng(0)), quantizing(1.0), DEPENDS, "fail", tmp_path, 60.0, now=lambda: 0.0).run()
 

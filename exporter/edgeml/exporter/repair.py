@@ -21,7 +21,8 @@ import msgspec
 from edgeml.exporter.artifact import Trial
 from edgeml.exporter.parity.compare import UNMEASURED
 from edgeml.exporter.parity.intervals import TAIL
-from edgeml.exporter.quantize.keep_float import Operator, Sensitivity, ranked, sizes
+from edgeml.exporter.quantize.keep_float import Alone, Operator, Sensitivity, ranked, sizes
+from edgeml.exporter.quantize.ranking import rank, shares
 from edgeml.exporter.repair_jobs import Looked, Quantizing
 from edgeml.exporter.report.structs import Repair, SetTried
 from edgeml.exporter.source.model import identity
@@ -107,14 +108,20 @@ class Search:
             answer, _ = self.desk.ask("repair_jobs:operators", self.depends, quantizing=what)
             self._operators = [Operator(**one) for one in answer["operators"]]
             step.note = f"{len(self._operators)} operators"
-            measured = []
-            for operator in self._operators:
+            base = Alone(answer["error"], answer["bytes"])
+
+            def measure(some: Sequence[Operator]) -> Alone:
                 self._in_time(step)
-                alone, _ = self.desk.ask(
-                    "repair_jobs:alone", {**self.depends, "operator": operator.name}, quantizing=what, operator=operator.name
+                names = sorted(one.name for one in some)
+                found, _ = self.desk.ask(
+                    "repair_jobs:alone", {**self.depends, "operators": names}, quantizing=what, operators=names
                 )
-                measured.append(Sensitivity(operator, alone["error"], answer["bytes"] - alone["bytes"]))
-                self._ranked = ranked(measured)
+                measured = Alone(found["error"], found["bytes"])
+                if len(some) == 1:  # so that what was found shows if time runs out
+                    self._ranked = ranked([*self._ranked, *shares(some, base, measured)])
+                return measured
+
+            self._ranked = rank(self._operators, base, measure)
             if self._ranked:
                 worst = self._ranked[0]
                 step.note += f"; {short(worst.operator.name)!r} alone costs {share_of(worst.error)} of the outputs' deviation"

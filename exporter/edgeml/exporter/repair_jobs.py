@@ -52,15 +52,15 @@ class Looked(msgspec.Struct, frozen=True):
 
 
 def operators(*, quantizing: dict[str, Any]) -> dict[str, Any]:
-    """Job: the operators that run on integers, and the bytes of a file in which none does."""
+    """Job: the operators that run on integers, and error and bytes of a file in which none does."""
     tuner = _tuner(quantizing)
     found = [{"kind": operator.kind, "name": operator.name} for operator in tuner.operators]
-    return {"operators": found, "bytes": tuner.alone(None).bytes if found else 0}
+    return {"operators": found, **(alone(quantizing=quantizing, operators=[]) if found else {"error": 0.0, "bytes": 0})}
 
 
-def alone(*, quantizing: dict[str, Any], operator: str) -> dict[str, Any]:
-    """Job: error and bytes with this operator quantized and no other."""
-    found = _tuner(quantizing).alone(operator)
+def alone(*, quantizing: dict[str, Any], operators: list[str]) -> dict[str, Any]:
+    """Job: error and bytes with these operators quantized and no others."""
+    found = _tuner(quantizing).alone(frozenset(operators))
     return {"error": min(found.error, UNMEASURED), "bytes": found.bytes}
 
 

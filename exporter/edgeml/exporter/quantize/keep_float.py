@@ -39,10 +39,14 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A model of which one operator is quantized and nothing else: the error of its outputs, in standard deviations; bytes."""
+    """A model of which some operators are quantized and no others: the error of its outputs, in standard deviations; bytes."""
 
     error: float
     bytes: int
+
+    def power(self, base: Alone) -> float:
+        """The squared error that these operators add to `base`, where none is quantized: some formats round inputs even so."""
+        return max(self.error**2 - base.error**2, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ class Tuner(Protocol):
 
     operators: tuple[Operator, ...]
 
-    def alone(self, name: str | None) -> Alone:
-        """With this operator quantized and no other; `None`: none at all."""
+    def alone(self, names: frozenset[str]) -> Alone:
+        """With these operators quantized and no others."""
         ...
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
@@ -85,9 +89,9 @@ class StaticTuner:
         self._wanted = self._bench.run(model, self._some)
         self.operators = tuple(Operator(kind, name) for kind, name in self._bench.network.operators())
 
-    def alone(self, name: str | None) -> Alone:
-        others = frozenset(operator.name for operator in self.operators) - {name}
-        model = self._bench.quantize(self._way, kept=frozenset(filter(None, others)), bits=self._bits)
+    def alone(self, names: frozenset[str]) -> Alone:
+        others = frozenset(operator.name for operator in self.operators) - names
+        model = self._bench.quantize(self._way, kept=others, bits=self._bits)
         return Alone(output_error(self._wanted, self._bench.run(model, self._some)), len(model))
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
@@ -108,10 +112,10 @@ class RemadeTuner:
         self._whole, self._make, self._run = whole, make, run
         self._wanted = run(whole)
 
-    def alone(self, name: str | None) -> Alone:
-        others = frozenset(operator.name for operator in self.operators) - {name}
+    def alone(self, names: frozenset[str]) -> Alone:
+        others = frozenset(operator.name for operator in self.operators) - names
         try:
-            model = self._whole if name is None else self._make(frozenset(filter(None, others))).model
+            model = self._make(others).model if names else self._whole
         except UnsupportedError:  # its weights are of a form, or too few, to be made small
             return Alone(0.0, len(self._whole))
         return Alone(output_error(self._wanted, self._run(model)), len(model))
