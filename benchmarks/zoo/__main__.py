@@ -1,6 +1,7 @@
 """The zoo: train its models, export each by the product's own pipeline with plain options, and say what became of it.
 
     scripts/bench zoo [train|export|table] [--json] [--models a,b] [--formats onnx,tflite] [--precisions int8] [--fresh]
+                      [--keep FOLDER]
 
 `export` (the default) trains what is not trained yet, and skips models whose result by this very code is already in the file of
 results (EDGEML_ZOO_RESULTS, else in the zoo's cache). `table` prints what is there.
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--precisions", default=PRECISIONS)
     parser.add_argument("--results", type=Path, default=results.place())
     parser.add_argument("--fresh", action="store_true", help="export again what has a result")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep each model's bundle there, as MODEL.edgeml")
     parser.add_argument("--markdown", action="store_true", help="int8 alone, as a table for a document")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -60,9 +62,11 @@ def train(names: list[str]) -> None:
 def export(names: list[str], asked: argparse.Namespace) -> None:
     for name in names:
         known = results.read(asked.results).get(name)
-        if not asked.fresh and known is not None and (known.code, known.recipe) == (code_digest(), ZOO[name].digest()):
+        kept = asked.keep is None or (asked.keep / f"{name}.edgeml").exists()
+        is_known = known is not None and (known.code, known.recipe) == (code_digest(), ZOO[name].digest())
+        if is_known and kept and not asked.fresh:
             continue
-        line = run(ZOO[name], formats=asked.formats, precisions=asked.precisions)
+        line = run(ZOO[name], formats=asked.formats, precisions=asked.precisions, keep=asked.keep)
         results.append(line, asked.results)
         print(results.table(line), file=sys.stderr, flush=True)
 

@@ -7,6 +7,7 @@ value of the same metric, or more than the budget lost of the zoo's own score.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ def code_digest() -> str:
     return found.hexdigest()[:12]
 
 
-def run(recipe: Recipe, *, formats: str = FORMATS, precisions: str = PRECISIONS) -> Line:
+def run(recipe: Recipe, *, formats: str = FORMATS, precisions: str = PRECISIONS, keep: Path | None = None) -> Line:
+    """Export and check; the bundle goes into the folder `keep`, if there is one to keep."""
     facts, splits = make(recipe), recipe.splits()
     line = Line(recipe.name, recipe.digest(), code_digest(), facts["score"], recipe.chance, facts["parameters"], 0, 0.0, [])
     with tempfile.TemporaryDirectory(prefix="edgeml-zoo-") as out:
@@ -111,6 +113,9 @@ def run(recipe: Recipe, *, formats: str = FORMATS, precisions: str = PRECISIONS)
         line.wall_s, line.exit_code = round(time.monotonic() - started, 1), exported.exit_code
         line.cells = [_cell(one) for one in exported.report.artifacts]
         _check(recipe, splits.evaluate, exported, line.cells)
+        if keep is not None and exported.bundle is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            shutil.move(exported.bundle, keep / f"{recipe.name}.edgeml")
     return line
 
 
