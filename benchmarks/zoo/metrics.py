@@ -30,6 +30,12 @@ def found(outputs: Mapping[str, Floats], labels: Floats) -> Floats:
     return np.asarray((digit == labels[:, 4]) & (both > 0.5 * (areas[0] + areas[1] - both)), np.float64)
 
 
+def both_read(outputs: Mapping[str, Floats], labels: Floats) -> Floats:
+    """1 where each of two outputs names its label: (n, 2)."""
+    right = [got.argmax(axis=1) == labels[:, at] for at, got in enumerate(outputs.values())]
+    return np.asarray(np.logical_and(*right), np.float64)
+
+
 def retrieved(outputs: Mapping[str, Floats], labels: Floats) -> Floats:
     """1 where the nearest other sample, by cosine, has the same label."""
     got = next(iter(outputs.values()))

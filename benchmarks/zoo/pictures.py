@@ -115,6 +115,18 @@ def masks() -> Splits:
     return Splits(*map(part, SCENES))
 
 
+def two_digits() -> Splits:
+    """x (n, 3, 32, 64): two scenes side by side; labels (n, 2): the left digit and the right one."""
+
+    def part(name: str) -> Samples:
+        made = scenes(name, side=32, least=22, most=30)
+        other = np.random.default_rng(SEEDS[name]).permutation(len(made.digit))
+        both = np.concatenate([made.image, made.image[other]], axis=2).transpose(0, 3, 1, 2)
+        return Samples({"x": np.ascontiguousarray(both)}, np.stack([made.digit, made.digit[other]], axis=1), made.origins)
+
+    return Splits(*map(part, SCENES))
+
+
 def boxes() -> Splits:
     """x (n, 3, 64, 64), labels (n, 5): the digit's box in 0..640, and its class."""
 

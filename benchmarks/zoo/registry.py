@@ -6,7 +6,7 @@ from typing import Final
 
 from benchmarks.zoo import pictures, published, sounds
 from benchmarks.zoo.recipe import HERE, Recipe
-from benchmarks.zoo.scores import agreement, explained, found, overlap, retrieved, top1
+from benchmarks.zoo.scores import agreement, explained, found, overlap, retrieved, top1, top1_left
 
 TENTH: Final = 0.1
 METRICS: Final = HERE / "metrics.py"
@@ -80,6 +80,10 @@ MADE: Final = (
     Recipe(
         "scene-detector", "boxes joined with scores", "torch", "vision_nets:Detector", pictures.boxes, found, 0.01, "boxes",
         epochs=10, metric=f"{METRICS}:found",
+    ),
+    Recipe(
+        "scene-two-digits", "two heads of one shape", "torch-pt2", "vision_nets:TwoDigits", pictures.two_digits, top1_left,
+        TENTH, "logits", epochs=10, metric=f"{METRICS}:both_read",
     ),
     Recipe(
         "digit-autoencoder", "convolutional autoencoder", "keras-h5", "keras_nets:autoencoder", pictures.noisy_digits,

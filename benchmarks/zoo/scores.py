@@ -21,6 +21,11 @@ def top1(got: Array, samples: Samples, _: Array) -> Array:
     return np.asarray(got.reshape(len(got), -1).argmax(axis=1) == _labels(samples), np.float64)
 
 
+def top1_left(got: Array, samples: Samples, _: Array) -> Array:
+    """1 where the largest score is the first of the labels: of two outputs, the first."""
+    return np.asarray(got.argmax(axis=1) == _labels(samples)[:, 0], np.float64)
+
+
 def agreement(got: Array, _: Samples, source: Array) -> Array:
     """1 where the largest score is the source's."""
     return np.asarray(got.reshape(len(got), -1).argmax(axis=1) == source.reshape(len(source), -1).argmax(axis=1), np.float64)

@@ -51,7 +51,8 @@ def make(recipe: Recipe, splits: Splits, place: Path) -> tuple[list[Array], int]
     given = [torch.from_numpy(values) for values in splits.evaluate.inputs.values()]
     with torch.no_grad():
         rows = [net(*(values[start : start + 128] for values in given)) for start in range(0, len(splits.evaluate), 128)]
-    return [torch.cat(rows).numpy()], sum(parameter.numel() for parameter in net.parameters())
+    outputs = list(zip(*rows, strict=True)) if isinstance(rows[0], tuple) else [rows]
+    return [torch.cat(parts).numpy() for parts in outputs], sum(parameter.numel() for parameter in net.parameters())
 
 
 def _fit(torch: Any, net: Any, recipe: Recipe, train: Samples) -> None:

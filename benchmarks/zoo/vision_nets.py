@@ -116,6 +116,28 @@ class _Shuffled(nn.Module):
         return functional.channel_shuffle(torch.cat([kept, self.body(changed)], dim=1), 2)
 
 
+class TwoDigits(nn.Module):
+    """One body and two heads of one shape for (batch, 3, 32, 64): what the left half shows and what the right half shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 48, 64)
+        self.body = nn.Sequential(*(_conv(a, b, 3, 2, nn.ReLU) for a, b in itertools.pairwise(widths)))
+        self.left, self.right = nn.Linear(512, CLASSES), nn.Linear(512, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.body(x).flatten(1)
+        return self.left(seen), self.right(seen)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(batch, 10, 2), as a loss over both takes them."""
+        return torch.stack(self(x), dim=2)
+
+    @staticmethod
+    def example() -> tuple[Tensor, ...]:
+        return (torch.zeros(1, 3, 32, 64),)
+
+
 class VisionTransformer(nn.Module):
     """64 patches of 4 x 4 pixels and a class token through four encoder layers, for (batch, 3, 32, 32)."""
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks.zoo import pictures, registry, sounds
+from benchmarks.zoo.metrics import both_read
 from benchmarks.zoo.recipe import FILES, Recipe
 from benchmarks.zoo.registry import ZOO
 from benchmarks.zoo.results import summary
 from benchmarks.zoo.running import BUDGET, Cell, Line, contradiction
 from benchmarks.zoo.samples import Samples, Splits, find
-from benchmarks.zoo.scores import explained, found, overlap, retrieved, top1
+from benchmarks.zoo.scores import explained, found, overlap, retrieved, top1, top1_left
 
 LEAST_EVALUATED = 800
 
@@ -137,3 +138,24 @@ def test_the_summary_counts_what_passed_within_its_bound() -> None:
     told = summary([good, bad])
     assert (told["pass_share"], told["worst_drop"], told["size_ratio"], told["silent_failures"]) == (0.5, 3.0, 0.3, 0)
     assert told["not_passed"] == ["b onnx: fail", "b tflite: inconclusive"]
+
+
+def test_two_digits_are_both_read_or_not() -> None:
+    left, right = np.array([[0.1, 0.9], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    labels = np.array([[1, 0], [1, 0]])
+    assert both_read({"left": left, "right": right}, labels.astype(np.float64)).tolist() == [1, 0]
+    assert top1_left(left, Samples({"x": left}, labels), left).tolist() == [1, 1]
+
+
+@needs_data
+def test_a_scene_of_two_digits_is_two_scenes_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SCENES", dict.fromkeys(pictures.SCENES, 20))
+    pictures.scenes.cache_clear()
+    made, one = pictures.two_digits().calibrate, pictures.scenes("calibrate", side=32, least=22, most=30)
+    pictures.scenes.cache_clear()
+    assert made.labels is not None
+    assert made.inputs["x"].shape == (20, 3, 32, 64)
+    left, right = made.inputs["x"][..., :32], made.inputs["x"][..., 32:]
+    np.testing.assert_array_equal(left.transpose(0, 2, 3, 1), one.image)
+    for image, digit in zip(right.transpose(0, 2, 3, 1), made.labels[:, 1], strict=True):
+        assert digit in one.digit[(one.image == image).all(axis=(1, 2, 3))]

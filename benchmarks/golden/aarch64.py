@@ -1,0 +1,97 @@
+"""Golden vectors on an emulated Cortex-A76, by the engines' own aarch64 wheels (`scripts/arm64`): no healthy board is refused.
+
+The emulator takes minutes a bundle; what each engine answered there is kept, and held to the vectors of the bundle as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.golden.runs import Run, measured, verdict
+from edgeml.runtime.backends import Array, EngineOptions, opener
+from edgeml.runtime.bundle import Bundle, open_bundle
+from edgeml.wire.contract import label
+from edgeml.wire.manifest import Artifact
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+EMULATED: Final = (str(ROOT / "scripts" / "arm64"), "python", "-m", "benchmarks.golden.board")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One artifact's answers there: why they are refused, and how much of the tightest bound they take (1: all of it)."""
+
+    model: str
+    artifact: str
+    refused: str | None
+    taken: float
+    bound: str
+
+
+def main(bundles: Sequence[Path], kept: Path, *, as_json: bool) -> int:
+    held = [one for path in bundles for one in hold(path, kept)]
+    refused = [one for one in held if one.refused is not None]
+    if not as_json:
+        for one in held:
+            print(f"{one.model:22} {one.artifact:12} {one.refused or 'pass':6} {one.taken:6.1%} of the bound {one.bound}")
+    worst = {name: max(one.taken for one in held if one.artifact == name) for name in sorted({one.artifact for one in held})}
+    facts = {"bundles": len(bundles), "artifacts": len(held), "refused": len(refused), "most_of_a_bound": worst}
+    print(json.dumps(facts))
+    return int(bool(refused))
+
+
+def hold(path: Path, kept: Path) -> Iterator[Held]:
+    with open_bundle(path) as bundle:
+        found = answers(path, bundle, kept)
+        for artifact in bundle.manifest.artifacts:
+            if artifact.golden is not None and artifact.format != "coreml":
+                yield _held(bundle, artifact, found)
+
+
+def answers(path: Path, bundle: Bundle, kept: Path) -> dict[str, Array]:
+    """What the engines answered there to this bundle's golden samples: now, or when they were asked before."""
+    place = kept / f"{bundle.manifest.name}-{_asked(bundle)}.npz"
+    if not place.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept) as folder:
+            made = Path(folder) / "answers.npz"
+            ended = subprocess.run(
+                [*EMULATED, str(path.resolve()), str(made)], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            if ended.returncode:
+                sys.exit(f"{path.name} on emulated aarch64: {ended.stderr.strip() or f'exit code {ended.returncode}'}")
+            made.rename(place)
+        print(f"{path.name}: {ended.stdout.strip()}", file=sys.stderr, flush=True)
+    with np.load(place, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _asked(bundle: Bundle) -> str:
+    """A digest of the model files and the golden samples."""
+    parts = [*(f"{label(one)} {one.sha256}" for one in bundle.manifest.artifacts)]
+    parts += [tensor.sha256 for tensor in bundle.manifest.golden_inputs]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _held(bundle: Bundle, artifact: Artifact, found: dict[str, Array]) -> Held:
+    name = label(artifact)
+    columns = [found[f"{name}/{at}"] for at in range(sum(key.startswith(f"{name}/") for key in found))]
+    if not columns:
+        return Held(bundle.manifest.name, name, "the engine does not run it there", 0.0, "")
+    backend = opener(artifact.format)(bundle.blob(artifact.sha256), EngineOptions())  # for the names and shapes of its tensors
+    replayed = Run(backend, {}, [list(row) for row in zip(*columns, strict=True)])
+    refused = verdict(bundle, artifact, replayed.again, EngineOptions())
+    shares = measured(bundle, artifact, replayed.again)
+    bound = max(shares, key=lambda one: shares[one])
+    backend.close()
+    return Held(bundle.manifest.name, name, refused, shares[bound], bound)
