@@ -8,8 +8,9 @@ its file (`onnx_files`, `tflite_files`, `saturation`), and held to the bundle's 
 serves; then by every healthy set of kernels of this machine, or, with --aarch64, by both engines on an emulated Cortex-A76.
 Without BUNDLE: the digits bundle, exported now if there is none. The zoo's bundles: `scripts/bench zoo --keep FOLDER`.
 
-A fault is *felt* if it changes the class of a golden sample, or moves a value by more than 1 % of the output's range. What was
-measured with the same bundle and code is read from the file of results (EDGEML_GOLDEN_RESULTS, else in the cache).
+A fault is *felt* if it changes the class of a golden sample, or moves a value by more than 1 % of the output's range (of its
+channel's, where an output joins channels of different sizes). What was measured with the same bundle and code is read from the
+file of results (EDGEML_GOLDEN_RESULTS, else in the cache).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Edit = Callable[[Any], None]
 def faulty_files(model: bytes) -> Iterator[tuple[str, bytes]]:
     """(kind of fault, file) for a few layers of each kind."""
     file = _File(model)
-    for node in spread([node for node in file.graph.node if node.op_type in WEIGHTED and file.stored(node.input[1])]):
+    for node in spread(file.layers()):
         yield from _layer(file, node)
     for node in spread([node for node in file.graph.node if node.op_type in RECURRENT and file.stored(node.input[1])]):
         yield from _recurrent(file, node)
@@ -61,6 +61,11 @@ class _File:
                 return None
             name = node.input[0]
         return name
+
+    def layers(self) -> list[Any]:
+        """The nodes with weights; of those that share them, one."""
+        found = {at: node for node in self.graph.node if node.op_type in WEIGHTED and (at := self.stored(node.input[1]))}
+        return list(found.values())
 
     def values(self, name: str) -> Array:
         return np.asarray(numpy_helper.to_array(self.constants[name]))

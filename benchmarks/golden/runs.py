@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeml.runtime.backends import Array, Backend, EngineOptions, OpenBackend
 from edgeml.runtime.bundle import Bundle
-from edgeml.runtime.golden import sample_as, self_test
+from edgeml.runtime.golden import sample_as, self_test, units
 from edgeml.runtime.session import open_session
 from edgeml.wire.errors import EdgemlError, SelfTestError
 from edgeml.wire.manifest import Artifact
@@ -19,8 +19,8 @@ from edgeml.wire.manifest import Artifact
 class Run:
     """An engine over the golden samples.
 
-    `by_name` is what an application sees of each output, (samples, elements) and the ranked output first; `raw` are the answers
-    as they come, sample after sample.
+    `by_name` is what an application sees of each output, samples first, and the ranked output first; `raw` are the answers as
+    they come, sample after sample.
     """
 
     backend: Backend
@@ -86,7 +86,7 @@ def run(bundle: Bundle, artifact: Artifact, open_backend: OpenBackend) -> Run | 
             runs = [session.run({s.name: sample_as(s, inputs[s.name][i]) for s in signature.inputs}) for i in range(count)]
     except EdgemlError:
         return None
-    by_name = {name: np.stack([np.asarray(one[name], np.float64).ravel() for one in runs]) for name in order}
+    by_name = {name: np.stack([np.asarray(one[name], np.float64) for one in runs]) for name in order}
     return Run(recorders[0], by_name, recorders[0].raw)
 
 
@@ -108,8 +108,8 @@ def measured(bundle: Bundle, artifact: Artifact, open_backend: OpenBackend) -> d
     shares: dict[str, float] = {}
     for output in artifact.golden.outputs:
         expected = bundle.tensor(output.expected).astype(np.float64)
-        wanted = expected.reshape(len(expected), -1)
-        off = found.by_name[output.expected.name] - wanted
+        wanted = expected.reshape(len(expected), -1) / units(output)
+        off = found.by_name[output.expected.name].reshape(len(expected), -1) / units(output) - wanted
         power = float((wanted**2).sum()) or 1.0
         parts = {
             "tolerance": (float(np.abs(off).max()), output.tolerance),

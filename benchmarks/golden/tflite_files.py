@@ -77,10 +77,13 @@ class _File:
         return [one for one in self.all() if self.name(one.operator) == name]
 
     def layers(self) -> list[_Layer]:
-        return [
-            one for one in self.all()
-            if self.name(one.operator) in WEIGHTED and self.stored(one.graph, self.constant(one, WEIGHT_AT)) is not None
-        ]  # fmt: skip
+        """The operators with weights; of those that share them, one."""
+        found = {}
+        for one in self.all():
+            at = self.constant(one, WEIGHT_AT) if self.name(one.operator) in WEIGHTED else -1
+            if at >= 0 and self.stored(one.graph, at) is not None:
+                found[one.graph.tensors[at].buffer] = one
+        return list(found.values())
 
     def name(self, operator: Any) -> str:
         code = self.parsed.operatorCodes[operator.opcodeIndex]

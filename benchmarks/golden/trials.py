@@ -12,6 +12,7 @@ from benchmarks.golden import onnx_files, tflite_files
 from benchmarks.golden.answers import Feed, Loader, Output, answer_faults, faulty
 from benchmarks.golden.runs import Run, run, verdict
 from benchmarks.golden.weights import STUCK_INPUT
+from edgeml.exporter.golden_units import units_of
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.backends.onnx import saturates_int8
 from edgeml.runtime.bundle import Bundle
@@ -37,7 +38,7 @@ HEALTHY: Final[Mapping[Format, tuple[EngineOptions, ...]]] = {
 class Trial:
     """A fault that changes answers. It is *felt* if it changes the class of a golden sample, or moves a value by over 1 %.
 
-    `moved` is the largest change as a share of its output's range, `None` if it is not finite.
+    `moved` is the largest change as a share of its output's or channel's range, `None` if it is not finite.
     """
 
     fault: str
@@ -108,15 +109,24 @@ def _tried(bundle: Bundle, artifact: Artifact, healthy: Run, fault: str, load: L
 
 
 def difference(healthy: Sequence[Array], got: Sequence[Array]) -> tuple[int, float]:
-    """(samples whose class changed, largest change as a share of its output's range)."""
-    flips = int((np.argmax(healthy[0], axis=1) != np.argmax(got[0], axis=1)).sum())
+    """(samples whose class changed, largest change as a share of its output's range); another shape is another answer.
+
+    Where an output joins channels of different sizes, each has a range of its own.
+    """
+    if any(mine.shape != other.shape for mine, other in zip(healthy, got, strict=True)):
+        return len(healthy[0]), float("inf")
+    flips = int((_classes(healthy[0]) != _classes(got[0])).sum())
     moved = 0.0
     for mine, other in zip(healthy, got, strict=True):
-        change = np.abs(mine - other)
-        if not np.isfinite(change).all():
+        if not np.isfinite(other).all():
             return flips, float("inf")
-        moved = max(moved, float(change.max() / (np.ptp(mine) or 1.0)))
+        units = units_of(mine, [])
+        moved = max(moved, float(np.abs(units.of(mine - other)).max() / (np.ptp(units.of(mine)) or 1.0)))
     return flips, moved
+
+
+def _classes(scores: Array) -> Array:
+    return np.asarray(scores.reshape(len(scores), -1).argmax(axis=1))
 
 
 def outputs(artifact: Artifact, healthy: Run) -> list[Output]:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, envelope, golden_inputs, kernel_answers, make_golden, pick
+from edgeml.exporter.golden_units import units_of
 from edgeml.exporter.parity.answers import answers
 from edgeml.exporter.parity.metrics import Floats
 from edgeml.exporter.samples import Samples, load_samples, make_samples
 from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor, opener
+from edgeml.runtime.golden import units
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
 from edgeml.wire.errors import EngineError, ParityError
@@ -165,6 +167,58 @@ def test_what_is_the_same_in_every_sample_is_seen_below_the_noise_of_kernels() -
         assert not found & {"value", "rms"}
     for _ in range(40):
         assert missed(golden, blobs, {"p": kernels()[at]}, "") == set()
+
+
+def detections(noise: float, *, seed: int) -> dict[str, Array]:
+    """What a detection head answers: four boxes' coordinates in 0..640 joined with two scores in 0..1, for 50 cells."""
+    truth, chance = np.random.default_rng(3), np.random.default_rng(seed)
+    boxes, scores = truth.uniform(0, 640, (100, 4, 50)), truth.uniform(0, 1, (100, 2, 50)) ** 3
+    joined = np.concatenate([boxes, scores], axis=1)
+    return {"cells": (joined * (1 + chance.normal(0, noise, joined.shape))).astype(np.float32)}
+
+
+CELLS = Binding("cells", "cells", 0, "float32", (1, 6, 50))
+
+
+def broken_bounds(got: Array, golden: Golden, blobs: dict[str, bytes]) -> str | None:
+    """What a device says of answers (samples, 6, 50)."""
+    (output,) = golden.outputs
+    expected = np.frombuffer(blobs[output.expected.sha256], "<f4").reshape(output.expected.shape)
+    off, wanted = ((values.reshape(len(values), -1) / units(output)) for values in (got - expected, expected))
+    limits = {
+        "tolerance": (np.abs(off).max(), output.tolerance), "rms": (np.sqrt((off**2).mean()), output.rms),
+        "channel": (np.abs(off.mean(axis=0)).max(), output.channel),
+        "gain": (abs((off * wanted).sum()) / (wanted**2).sum(), output.gain),
+    }  # fmt: skip
+    return next((name for name, (value, limit) in limits.items() if limit is not None and value > limit), None)
+
+
+def test_scores_joined_with_boxes_are_bounded_in_their_own_units() -> None:
+    """A bound for both was a share of 640: a score that is always 0 passed."""
+    sets = {name: detections(noise, seed=seed) for name, noise, seed in (("default", 0, 1), ("a", 1e-3, 2), ("b", 1e-3, 3))}
+    at = list(range(0, 100, 3))
+    golden, blobs = envelope(sets, at, [CELLS], scores=None)
+    (output,) = golden.outputs
+    assert output.axis == 1
+    assert output.units == pytest.approx((1, 1, 1, 1, 1 / 640, 1 / 640), rel=0.01)
+    right = sets["default"]["cells"][at]
+    for board in range(40):
+        assert broken_bounds(detections(1e-3, seed=100 + board)["cells"][at], golden, blobs) is None
+    silent, swapped = right.copy(), right.copy()
+    silent[:, 4] = 0
+    swapped[:, [4, 5]] = swapped[:, [5, 4]]
+    assert broken_bounds(silent, golden, blobs) is not None
+    assert broken_bounds(swapped, golden, blobs) is not None
+
+
+def test_small_channels_as_noisy_as_large_ones_keep_one_bound() -> None:
+    """An element of an embedding that hardly moves is no unit: its noise comes from the sums that all elements share."""
+    size = np.array([1, 1, 1, 0.01])
+    right = np.random.default_rng(3).normal(0, 1, (100, 4)) * size
+    noisy = {name: right + np.random.default_rng(seed).normal(0, 1e-3, right.shape) for name, seed in (("a", 1), ("b", 2))}
+    assert units_of(right, [values - right for values in noisy.values()]).axis is None
+    even = [right * 1e-3, -right * 1e-3]
+    assert units_of(right, even).axis == 1
 
 
 FAULTS: dict[str, tuple[Callable[[list[Array]], list[Array]], str]] = {

@@ -233,6 +233,13 @@ def with_golden_input(manifest: Manifest, **changes: Any) -> Manifest:
     return lie(manifest, golden_inputs=(msgspec.structs.replace(manifest.golden_inputs[0], **changes),))
 
 
+def with_golden_output(manifest: Manifest, **changes: Any) -> Manifest:
+    golden = manifest.artifacts[0].golden
+    assert golden is not None
+    output = msgspec.structs.replace(golden.outputs[0], **changes)
+    return with_artifact(manifest, golden=msgspec.structs.replace(golden, outputs=(output,)))
+
+
 def with_shape(manifest: Manifest, *shape: int | str) -> Manifest:
     spec = msgspec.structs.replace(manifest.signature.inputs[0], shape=shape)
     return lie(manifest, signature=msgspec.structs.replace(manifest.signature, inputs=(spec,)))
@@ -248,6 +255,9 @@ LIES = {
     "zero point": lambda m: with_input_binding(m, dtype="int8", quantization=Quantization(0.1, 200)),
     "bytes of float32": lambda m: with_golden_input(m, shape=(31, 4)),
     "golden inputs": lambda m: with_golden_input(m, name="other"),
+    "axis": lambda m: with_golden_output(m, axis=2, units=(1.0, 1.0, 1.0)),
+    "units": lambda m: with_golden_output(m, axis=1, units=(1.0, 1.0)),
+    "unit": lambda m: with_golden_output(m, axis=1, units=(1.0, 1.0, 0.0)),
     "too many elements": lambda m: with_golden_input(m, shape=(2**20, 2**20)),
     "signature input 'x' has too many elements": lambda m: with_shape(m, 2**31, 2),
     "an axis is too small": lambda m: with_shape(m, "batch", 0),

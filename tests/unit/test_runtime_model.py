@@ -147,6 +147,24 @@ def test_a_small_shift_over_all_samples_fails_the_self_test(tmp_path: Path, what
                 self_test(bundle, held_to, session)
 
 
+@pytest.mark.parametrize(("unit", "passes"), [(1.0, True), (0.4, False)])
+def test_a_channel_is_held_to_its_own_unit(tmp_path: Path, unit: float, *, passes: bool) -> None:
+    """One logit of three is off by 0.5: within a tolerance of 1, beyond it where 0.4 of that logit count as 1."""
+    with open_bundle(make_bundle(tmp_path)) as bundle, open_bundle(make_bundle(tmp_path, version="1.1.0", bias=0.5)) as other:
+        artifact = bundle.manifest.artifacts[0]
+        assert artifact.golden is not None
+        held = msgspec.structs.replace(artifact.golden.outputs[0], tolerance=1.0, axis=1, units=(unit, 1.0, 1.0))
+        held_to = msgspec.structs.replace(
+            artifact, golden=msgspec.structs.replace(artifact.golden, outputs=(held,), least_agreement=0.0)
+        )
+        with open_session(other, other.manifest.artifacts[0]) as session:
+            if passes:
+                assert self_test(bundle, held_to, session).outputs[0].max_abs == pytest.approx(0.5)
+                return
+            with pytest.raises(SelfTestError, match=r"at most 1 from the exported value, got 1\.25"):
+                self_test(bundle, held_to, session)
+
+
 def test_int8_goes_first_then_the_better_engine(manifest: Manifest) -> None:
     assert [label(choice.artifact) for choice in rank(manifest, BOTH)] == ["onnx:int8", "tflite:fp32", "onnx:fp32"]
 

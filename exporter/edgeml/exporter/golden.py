@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from edgeml.exporter.golden_units import ONE, Units, units_of
 from edgeml.exporter.parity.answers import answers
 from edgeml.exporter.parity.compare import Outputs
 from edgeml.exporter.parity.metrics import spread
@@ -185,20 +186,21 @@ def envelope(
     vectors = _store({name: values[at] for name, values in default.items()})
     bounds = []
     for tensor in vectors.tensors:
-        values = default[tensor.name]
-        step = scales.get(tensor.name) or _step(values)
-        span = spread(values) if values.dtype.kind == "f" else 0.0
+        real = default[tensor.name].dtype.kind == "f"
+        values = default[tensor.name].astype(np.float64)
+        differences = [outputs[tensor.name].astype(np.float64) - values for outputs in others]
+        step = scales.get(tensor.name) or (_step(default[tensor.name]) if real else 0.0)
+        units = units_of(values, differences) if real and not step else ONE
+        values, differences = units.of(values), [units.of(difference) for difference in differences]
+        span = spread(values) if real else 0.0
         floors = _Floors.of_half(span) if half else _Floors(floor * span, floor * span, floor * span, floor)
-        differences = [outputs[tensor.name].astype(np.float64) - values.astype(np.float64) for outputs in others]
-        bounds.append(_bounds(tensor, values.astype(np.float64), differences, at, step=step, floors=floors))
+        bounds.append(_bounds(tensor, values, differences, at, step=step, floors=floors, units=units))
     agreement = _least_agreement(default[scores], [outputs[scores] for outputs in others], at, half=half) if scores else 0.0
     return Golden(tuple(bounds), agreement), vectors.blobs
 
 
 def _step(values: Array) -> float:
     """The quantization step of an output that comes out as float: the least gap, if so few values occur that it has one."""
-    if values.dtype.kind != "f":
-        return 0.0
     distinct = np.unique(values)
     if len(distinct) < 2 or len(distinct) > LEVELS or len(distinct) * 4 > values.size:
         return 0.0
@@ -206,9 +208,19 @@ def _step(values: Array) -> float:
 
 
 def _bounds(
-    tensor: TensorBlob, values: Array, differences: Sequence[Array], at: list[int], *, step: float, floors: _Floors
+    tensor: TensorBlob,
+    values: Array,
+    differences: Sequence[Array],
+    at: list[int],
+    *,
+    step: float,
+    floors: _Floors,
+    units: Units,
 ) -> GoldenOutput:
-    """Envelopes of the differences between kernels, element by element and over samples, each with its allowance."""
+    """Envelopes of the differences between kernels, element by element and over samples, each with its allowance.
+
+    `values` and `differences` are in `units`.
+    """
     worst = rms = bias = channel = gain = 0.0
     count, flat_values = len(at), values.reshape(len(values), -1)
     golden = flat_values[at]
@@ -233,6 +245,8 @@ def _bounds(
         bias=_tidy(SAFETY * bias + shift + floors.shift),
         channel=_tidy(SAFETY * channel + shift + floors.shift),
         gain=_tidy(SAFETY * gain + shift * abs(float(golden.sum())) / power + floors.gain),
+        axis=units.axis,
+        units=units.sizes,
     )
 
 

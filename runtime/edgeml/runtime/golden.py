@@ -63,9 +63,9 @@ def self_test(bundle: Bundle, artifact: Artifact, session: Session) -> GoldenRes
         got = session.run(feed)
         for output in golden.outputs:
             name = output.expected.name
-            difference = _compare(where, output, sample, got[name], expected[name][sample])
-            worst[name] = max(worst[name], difference)
-            shifts[name].add(got[name], expected[name][sample])
+            difference, wanted = _compare(where, output, sample, got[name], expected[name][sample])
+            worst[name] = max(worst[name], float(np.abs(difference).max(initial=0.0)))
+            shifts[name].add(difference, wanted)
         agreeing += int(np.argmax(got[ranked]) == np.argmax(expected[ranked][sample]))
     for output in golden.outputs:
         shifts[output.expected.name].check(where, output)
@@ -89,9 +89,7 @@ class _Shift:
         self._squares = self._along = self._power = 0.0
         self._count = 0
 
-    def add(self, got: Array, expected: Array) -> None:
-        wanted = expected.astype(np.float64).ravel()
-        difference = got.astype(np.float64).ravel() - wanted
+    def add(self, difference: Array, wanted: Array) -> None:
         self._sums = self._sums + difference if self._count else difference
         self._squares += float(difference @ difference)
         self._along += float(difference @ wanted)
@@ -131,8 +129,17 @@ def sample_as(spec: TensorSpec, sample: Array) -> Array:
     return np.ascontiguousarray(sample)[None]
 
 
-def _compare(where: str, output: GoldenOutput, sample: int, got: Array, expected: Array) -> float:
-    """The largest |got - expected| of one sample."""
+def units(output: GoldenOutput) -> Array:
+    """What each element of a sample is divided by, flat, or () where it is nothing."""
+    if output.axis is None:
+        return np.ones(())
+    shape = output.expected.shape[1:]
+    along = [size if axis == output.axis - 1 else 1 for axis, size in enumerate(shape)]
+    return np.broadcast_to(np.reshape(output.units, along), shape).ravel()
+
+
+def _compare(where: str, output: GoldenOutput, sample: int, got: Array, expected: Array) -> tuple[Array, Array]:
+    """What one sample is off by and what was expected, flat and in the output's units."""
     name = output.expected.name
     if got.size != expected.size:
         raise SelfTestError(
@@ -149,12 +156,14 @@ def _compare(where: str, output: GoldenOutput, sample: int, got: Array, expected
             got=str(real[~np.isfinite(real)][0]),
             hint=_WAY_OUT,
         )
-    difference = float(np.abs(real - expected.astype(np.float64).ravel()).max(initial=0.0))
-    if not difference <= output.tolerance:  # NaN in the expected values is a miss too
+    unit, wanted = units(output), expected.astype(np.float64).ravel()
+    difference, wanted = (real - wanted) / unit, wanted / unit
+    worst = float(np.abs(difference).max(initial=0.0))
+    if not worst <= output.tolerance:  # NaN in the expected values is a miss too
         raise SelfTestError(
             f"{where}: output {name!r} of golden sample {sample} is off",
             expected=f"at most {output.tolerance:.6g} from the exported value",
-            got=f"{difference:.6g}",
+            got=f"{worst:.6g}",
             hint=_WAY_OUT,
         )
-    return difference
+    return difference, wanted

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from edgeml.wire.errors import BundleError
-from edgeml.wire.manifest import Artifact, Binding, DType, Golden, Manifest, TensorBlob, TensorSpec
+from edgeml.wire.manifest import Artifact, Binding, DType, Golden, GoldenOutput, Manifest, TensorBlob, TensorSpec
 
 ELEMENT_LIMIT: Final = 2**31
 LEAST_SCALE: Final = 2.0**-90  # a stored 32-bit integer times the scale stays a float32
@@ -168,6 +168,18 @@ def _check_golden(where: str, golden: Golden, manifest: Manifest, samples: int) 
         for what, bound in {"tolerance": output.tolerance, **shifts}.items():
             if bound is not None and bound < 0:
                 raise BundleError(f"{name}: {what}", expected="at least 0", got=str(bound))
+        _check_units(name, output)
+
+
+def _check_units(name: str, output: GoldenOutput) -> None:
+    shape, axis = output.expected.shape, output.axis
+    if axis is not None and not 1 <= axis < len(shape):
+        raise BundleError(f"{name}: axis", expected=f"from 1 to {len(shape) - 1}", got=str(axis))
+    count = 0 if axis is None else shape[axis]
+    if len(output.units) != count:
+        raise BundleError(f"{name}: units", expected=str(count), got=str(len(output.units)))
+    if wrong := [unit for unit in output.units if not 0 < unit <= 1]:
+        raise BundleError(f"{name}: unit", expected="more than 0, at most 1", got=str(wrong[0]))
 
 
 def _check_post(manifest: Manifest) -> None:

@@ -125,6 +125,9 @@ class GoldenOutput(_Record, frozen=True):
     A bound that wide hides what is the same in every sample, so four more hold over all samples together, `None`: not checked.
     `rms` bounds the root of the mean (got - expected)^2, `bias` the absolute mean of got - expected, `channel` that mean for
     each element by itself, `gain` |sum of (got - expected) * expected| / sum of expected^2: how far the scale is off, a share.
+
+    Where channels differ in size, as boxes joined with scores do, `units` are what got and expected are divided by before any
+    of this, one for each index along `axis` of the expected tensor (0: samples); the largest is 1. Empty: nothing is divided.
     """
 
     expected: TensorBlob
@@ -133,6 +136,8 @@ class GoldenOutput(_Record, frozen=True):
     bias: float | None = None
     channel: float | None = None
     gain: float | None = None
+    axis: int | None = None
+    units: tuple[float, ...] = ()
 
 
 class Golden(_Record, frozen=True):

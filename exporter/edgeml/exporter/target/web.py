@@ -45,6 +45,7 @@ class PageOutput(PageTensor, frozen=True, kw_only=True):
     tolerance: float
     rms: float | None
     bias: float | None
+    units: tuple[float, ...]
     ranked: bool
     quantization: Quantization | None
 
@@ -138,7 +139,7 @@ def _artifact(bundle: Bundle, artifact: Artifact, contents: dict[str, bytes]) ->
             PageOutput(
                 one.name, one.tensor, one.dtype, one.shape, _keep(one, contents), expected_dtype=str(one.values.dtype),
                 tolerance=bounds[one.name].tolerance, rms=bounds[one.name].rms, bias=bounds[one.name].bias,
-                ranked=one.name == ranked, quantization=one.quantization,
+                units=one.units or (1.0,), ranked=one.name == ranked, quantization=one.quantization,
             )
             for one in outputs
         ),

@@ -59,7 +59,7 @@ async function check(artifact, count, seen) {
       const expected = Array.from(wanted[k][i], Number);
       if (got.length !== expected.length) throw new Error(`output ${tensor.name}: expected ${expected.length} values, got ${got.length}`);
       got.forEach((value, at) => {
-        const difference = value - expected[at];
+        const difference = (value - expected[at]) / tensor.units[at % tensor.units.length];
         const size = Number.isFinite(difference) ? Math.abs(difference) : Infinity;
         outputs[k].max_abs = Math.max(outputs[k].max_abs, size);
         outputs[k].squares += difference * difference;
