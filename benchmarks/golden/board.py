@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.golden.runs import run, verdict
-from edgeml.runtime.backends import EngineOptions, opener
+from edgeml.runtime.backends import Array, EngineOptions, opener
 from edgeml.runtime.bundle import open_bundle
 from edgeml.wire.contract import label
 
 
 def main(path: Path, out: Path) -> None:
-    answers, verdicts = {}, {}
+    answers: dict[str, Array] = {}
+    verdicts: dict[str, str | None] = {}
     with open_bundle(path) as bundle:
         for artifact in bundle.manifest.artifacts:
             if artifact.golden is None or artifact.format == "coreml":

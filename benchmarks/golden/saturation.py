@@ -49,7 +49,9 @@ class _Rewriter:
         if node.op_type not in {"Conv", "Gemm"}:
             return None
         data, weight = (self._makers.get(name) for name in node.input[:2])
-        if not self._dequantizes(data) or not self._dequantizes(weight) or weight.input[0] not in self._constants:
+        if data is None or weight is None or not self._dequantizes(data) or not self._dequantizes(weight):
+            return None
+        if weight.input[0] not in self._constants:
             return None
         codes, at = self._value(weight.input[0]), {one.name: helper.get_attribute_value(one) for one in node.attribute}
         if codes.dtype != np.int8 or (len(weight.input) > 2 and self._value(weight.input[2]).any()):
@@ -128,9 +130,7 @@ class _Rewriter:
         return self._add("Clip", [name, self._constant(np.array(low, np.float32)), self._constant(np.array(high, np.float32))])
 
     def _dequantizes(self, node: Any) -> bool:
-        return (
-            node is not None and node.op_type == "DequantizeLinear" and all(name in self._constants for name in node.input[1:])
-        )
+        return node.op_type == "DequantizeLinear" and all(name in self._constants for name in node.input[1:])
 
     def _value(self, name: str) -> Array:
         return np.asarray(numpy_helper.to_array(self._constants[name]))

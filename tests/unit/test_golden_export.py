@@ -29,7 +29,7 @@ SIGNATURE = Signature(
 OUTPUTS = tuple(Binding(name, name, index, "int8", (1, 6), Quantization(STEP, -128)) for index, name in enumerate(("p", "q")))
 INPUTS = (Binding("x", "x", 0, "float32", (1, 16)),)
 WEIGHTS = np.random.default_rng(0).normal(0, 0.8, (2, 16, 6))
-KERNEL_NOISE = {b"fp32": 0.0, b"int8": 0.08}  # of logits, between one kernel set and another
+KERNEL_NOISE = {b"fp32": 0.0, b"int8": 0.08, b"stepping": 0.0}  # of logits, between one kernel set and another
 
 
 class Simulated:
@@ -167,6 +167,45 @@ def test_what_is_the_same_in_every_sample_is_seen_below_the_noise_of_kernels() -
         assert not found & {"value", "rms"}
     for _ in range(40):
         assert missed(golden, blobs, {"p": kernels()[at]}, "") == set()
+
+
+class Stepping(Simulated):
+    """Rounds an inner tensor to steps; every kernel set of one board sums in one order, another board's is off by 1e-6."""
+
+    outputs = (RawTensor("y", np.dtype(np.float32), (1, 6)),)
+    inner = np.random.default_rng(5).normal(0, 0.25, (16, 256))
+    last = np.random.default_rng(6).normal(0, 0.1, (256, 6))
+
+    def __init__(self, model: bytes, options: EngineOptions) -> None:
+        super().__init__(model, options)
+        self._board = int(options.kernels.removeprefix("board ")) if options.kernels.startswith("board ") else 0
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        sums = inputs[0][0] @ self.inner
+        if self._board:
+            sums = sums * (1 + 1e-6 * np.random.default_rng([self._board, int(abs(inputs[0][0, 0]) * 1e6)]).normal(size=256))
+        return [(np.round(sums * 64) / 64 @ self.last)[None].astype(np.float32)]
+
+
+def test_a_step_that_falls_the_other_way_elsewhere_is_no_fault() -> None:
+    """Kernels that agree to the last bit here made bounds of 1e-5, and one flip in one of 32 samples refused healthy boards."""
+    signature = Signature(SIGNATURE.inputs, (TensorSpec("y", "float32", ("batch", 6)),))
+    file = ModelFile(b"stepping", "onnx", INPUTS, (Binding("y", "y", 0, "float32", (1, 6)),), Stepping)
+    samples = drawn(400)
+    indices = pick(samples)
+    made = {p: make_golden(file, samples, indices, signature, scores=None, precision=p) for p in ("int8", "fp32")}
+    refused = dict.fromkeys(made, 0)
+    for board in range(1, 41):
+        with file.session(signature, f"board {board}") as session:
+            got = answers(session.run, samples.take(indices), signature)
+        for precision, (golden, blobs) in made.items():
+            refused[precision] += bool(missed(golden, blobs, got, ""))
+    assert refused["fp32"] > 10
+    assert refused["int8"] == 0
+    right = answers(file.session(signature).run, samples.take(indices), signature)["y"]
+    golden, blobs = made["int8"]
+    assert "gain" in missed(golden, blobs, {"y": right * 1.01}, "")
+    assert missed(golden, blobs, {"y": np.where(np.arange(6) == 2, 0, right)}, "") >= {"value", "rms", "channel"}
 
 
 def detections(noise: float, *, seed: int) -> dict[str, Array]:
