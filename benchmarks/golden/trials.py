@@ -16,9 +16,10 @@ from edgeml.exporter.golden_units import units_of
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.backends.onnx import saturates_int8
 from edgeml.runtime.bundle import Bundle
-from edgeml.wire.errors import EngineError
 from edgeml.wire.manifest import Artifact, Format
 
+FAR_KERNELS: Final = "kernels that compute something else"
+FAR, NEAR = 3.0, 1e-3  # times as far from the fp32 file as the default kernels; of the range, what is near in any case
 FELT: Final = 0.01  # of an output's range
 LEVELS: Final = 256
 HEALTHY: Final[Mapping[Format, tuple[EngineOptions, ...]]] = {
@@ -48,7 +49,7 @@ class Trial:
     moved: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """All trials of one artifact."""
 
@@ -61,21 +62,39 @@ class Found:
 
 def look_at(bundle: Bundle, artifact: Artifact) -> Found:
     opens = opener(artifact.format)
-    count, refused = 0, []
-    for options in HEALTHY[artifact.format]:
-        try:
-            refusal = verdict(bundle, artifact, opens, options)
-        except EngineError:
-            continue  # these kernels lack an operator: they serve nothing, here or on a device
-        count += 1
-        refused += [f"{options.kernels} x{options.threads}: {refusal}"] if refusal is not None else []
     healthy = run(bundle, artifact, opens)
     assert healthy is not None, "an artifact in a bundle runs"
-    trials = []
+    found = Found(bundle.manifest.name, f"{artifact.format}:{artifact.precision}")
+    allowed = FAR * max(_from_float(bundle, healthy), NEAR)
+    for options in HEALTHY[artifact.format]:
+        got = run(bundle, artifact, _with(opens, options))
+        if got is None:
+            continue  # these kernels lack an operator: they serve nothing, here or on a device
+        refusal = verdict(bundle, artifact, got.again, EngineOptions())
+        if _from_float(bundle, got) > allowed:
+            flips, moved = difference(healthy.answers, got.answers)
+            found.trials.append(Trial(FAR_KERNELS, caught=refusal is not None, felt=True, flips=flips, moved=moved))
+            continue
+        found.healthy += 1
+        found.refused += [f"{options.kernels} x{options.threads}: {refusal}"] if refusal is not None else []
     for fault, load in broken(artifact, bundle.blob(artifact.sha256), healthy):
         trial = _tried(bundle, artifact, healthy, fault, load)
-        trials += [trial] if trial is not None else []
-    return Found(bundle.manifest.name, f"{artifact.format}:{artifact.precision}", count, refused, trials)
+        found.trials += [trial] if trial is not None else []
+    return found
+
+
+def _with(opens: OpenBackend, options: EngineOptions) -> OpenBackend:
+    return lambda model, _: opens(model, options)
+
+
+def _from_float(bundle: Bundle, got: Run) -> float:
+    """How far answers are from those of the bundle's fp32 file: root mean square, of an output's range; 0 without one."""
+    whole = next((one for one in bundle.manifest.artifacts if one.precision == "fp32" and one.format != "coreml"), None)
+    truth = run(bundle, whole, opener(whole.format)) if whole is not None else None
+    if truth is None:
+        return 0.0
+    pairs = zip(truth.answers, got.answers, strict=True)
+    return max(float(np.sqrt(np.mean((mine - other) ** 2)) / (np.ptp(mine) or 1.0)) for mine, other in pairs)
 
 
 def broken(artifact: Artifact, model: bytes, healthy: Run) -> Iterator[tuple[str, Loader]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, envelope, golden_inputs, kernel_answers, make_golden, pick
+from edgeml.exporter.golden import GOLDEN_SAMPLES, ModelFile, golden_inputs, kernel_answers, make_golden, pick
+from edgeml.exporter.golden_bounds import envelope
 from edgeml.exporter.golden_units import units_of
 from edgeml.exporter.parity.answers import answers
 from edgeml.exporter.parity.metrics import Floats
@@ -106,7 +107,7 @@ def drawn(count: int, seed: int = 1) -> Samples:
 def bundle() -> tuple[Samples, Golden, dict[str, bytes]]:
     samples = drawn(400)
     indices = pick(samples, samples.labels)
-    golden, blobs = make_golden(simulated(b"int8"), samples, indices, SIGNATURE, scores="p", precision="int8")
+    golden, blobs, _ = make_golden(simulated(b"int8"), samples, indices, SIGNATURE, scores="p", precision="int8")
     return samples.take(indices), golden, blobs
 
 
@@ -198,14 +199,36 @@ def test_a_step_that_falls_the_other_way_elsewhere_is_no_fault() -> None:
     for board in range(1, 41):
         with file.session(signature, f"board {board}") as session:
             got = answers(session.run, samples.take(indices), signature)
-        for precision, (golden, blobs) in made.items():
+        for precision, (golden, blobs, _) in made.items():
             refused[precision] += bool(missed(golden, blobs, got, ""))
     assert refused["fp32"] > 10
     assert refused["int8"] == 0
     right = answers(file.session(signature).run, samples.take(indices), signature)["y"]
-    golden, blobs = made["int8"]
+    golden, blobs, _ = made["int8"]
     assert "gain" in missed(golden, blobs, {"y": right * 1.01}, "")
     assert missed(golden, blobs, {"y": np.where(np.arange(6) == 2, 0, right)}, "") >= {"value", "rms", "channel"}
+
+
+def test_kernels_that_compute_something_else_widen_no_bound() -> None:
+    """LiteRT's reference kernels lose a square root to rounding: answers half a range off had made half a range the bound."""
+    samples, truth = drawn(400), simulated(b"fp32")
+    with truth.session(SIGNATURE) as session:
+        source = answers(session.run, samples, SIGNATURE)
+
+    def lossy(model: bytes, options: EngineOptions) -> Backend:
+        healthy = Simulated(model, options)
+        return Broken(healthy, lambda out: [out[0] // 16 * 16, out[1]]) if options.kernels == "reference" else healthy
+
+    file = ModelFile(b"int8", "tflite", INPUTS, OUTPUTS, lossy)
+    indices = pick(samples)
+    noisy = {name: values + np.float32(0.01) for name, values in source.items()}  # as far as quantization moves answers
+    wide, _, _ = make_golden(file, samples, indices, SIGNATURE, scores="p", precision="int8")
+    narrow, _, wrong = make_golden(file, samples, indices, SIGNATURE, scores="p", precision="int8", source=noisy)
+    assert wrong.keys() == {"reference"}
+    assert wrong["reference"] > 3
+    assert narrow.outputs[0].bias is not None
+    assert wide.outputs[0].bias is not None
+    assert narrow.outputs[0].bias < wide.outputs[0].bias / 3
 
 
 def detections(noise: float, *, seed: int) -> dict[str, Array]:
@@ -287,7 +310,7 @@ def test_a_broken_delegate_is_stopped(bundle: tuple[Samples, Golden, dict[str, b
 
 def test_a_float_file_whose_kernels_agree_gets_a_bound_of_rounding(bundle: tuple[Samples, Golden, dict[str, bytes]]) -> None:
     samples = drawn(100)
-    golden, _ = make_golden(simulated(b"fp32"), samples, pick(samples), SIGNATURE, scores="p")
+    golden, _, _ = make_golden(simulated(b"fp32"), samples, pick(samples), SIGNATURE, scores="p")
     assert golden.least_agreement == 31 / 32
     for output in golden.outputs:
         assert output.tolerance == pytest.approx(2 * STEP, rel=0.01)
@@ -298,7 +321,7 @@ def test_a_float_file_whose_kernels_agree_gets_a_bound_of_rounding(bundle: tuple
 
 def test_a_regression_has_no_classes_to_agree_on() -> None:
     samples = drawn(20)
-    golden, _ = make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores=None, precision="int8")
+    golden, _, _ = make_golden(simulated(b"int8"), samples, pick(samples), SIGNATURE, scores=None, precision="int8")
     assert golden.least_agreement == 0.0
 
 
@@ -352,7 +375,7 @@ def test_published_int8_models_pass_with_each_kernel_set_and_fail_when_broken(
     outputs = (Binding("p", raw_out.name, 0, "int8", (1, classes), raw_out.quantization),)
     file = ModelFile(content, "tflite", inputs, outputs, opener("tflite"))
     indices = pick(samples, samples.labels)
-    golden, blobs = make_golden(file, samples, indices, signature, scores="p")
+    golden, blobs, _ = make_golden(file, samples, indices, signature, scores="p")
     chosen = samples.take(indices)
     for kernels, got in kernel_answers(file, chosen, signature).items():
         assert missed(golden, blobs, got, "p") == set(), kernels

@@ -53,6 +53,7 @@ from edgeml.wire.manifest import (
 
 LATENCY_RUNS: Final = 50
 WARM_RUNS: Final = 5
+WRONG_KERNELS: Final = "are {:.1f} times as far from the source as its default ones on this file: golden vectors refuse them"
 STACKED: Final = 3  # samples of one call; neither 1 nor 2, which converters are shown
 
 
@@ -151,10 +152,13 @@ def judge(
         reference, got, samples.labels, task=asked.task, budget=budget, data=asked.data, scores=asked.scores,
         metric=asked.metric, chances=asked.chances,
     )  # fmt: skip
-    golden, vectors = make_golden(file, samples, asked.golden, asked.signature, scores=asked.scores, precision=precision)
+    golden, vectors, wrong = make_golden(
+        file, samples, asked.golden, asked.signature, scores=asked.scores, precision=precision, source=reference
+    )
+    notes += [f"{backend.engine}'s {kernels!r} kernels {WRONG_KERNELS.format(times)}" for kernels, times in wrong.items()]
     for digest, content in vectors.items():
         (Path(blobs) / digest).write_bytes(content)
-    artifact = msgspec.structs.replace(artifact, task=task, golden=golden)
+    artifact = msgspec.structs.replace(artifact, task=task, golden=golden, notes=tuple(notes))
     by_class = None
     if asked.scores is not None and precision != "fp32":
         by_class = class_evidence(reference[asked.scores], got[asked.scores], samples.labels, budget)
