@@ -1,11 +1,11 @@
 """Whether golden vectors stop a broken engine and let every healthy one through.
 
     scripts/bench golden [BUNDLE|FOLDER ...] [--json] [--misses] [--only onnx:int8]
-    scripts/bench golden --aarch64 [BUNDLE|FOLDER ...]
+    scripts/bench golden --on cortex-a76|haswell|haswell-stock [BUNDLE|FOLDER ...]
 
 Each artifact of each bundle is run by its engine with one fault at a time, in what goes in and comes out (`answers`) or in
 its file (`onnx_files`, `tflite_files`, `saturation`), and held to the bundle's golden vectors as a device does before it
-serves; then by every healthy set of kernels of this machine, or, with --aarch64, by both engines on an emulated Cortex-A76.
+serves; then by every healthy set of kernels of this machine; or, with --on, by the engines on an emulated processor.
 Without BUNDLE: the digits bundle, exported now if there is none. The zoo's bundles: `scripts/bench zoo --keep FOLDER`.
 
 A fault is *felt* if it changes the class of a golden sample, or moves a value by more than 1 % of the output's range (of its
@@ -23,7 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.golden import aarch64, results
+from benchmarks.golden import emulated, results
+from benchmarks.golden.board import KERNELS
 from benchmarks.golden.trials import Found, look_at
 from edgeml.exporter.pipeline import export
 from edgeml.exporter.plan import make_plan
@@ -37,15 +38,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE|FOLDER")
-    parser.add_argument("--aarch64", action="store_true", help="run the golden vectors there in place of faults here")
+    parser.add_argument("--on", choices=tuple(KERNELS), help="run the golden vectors there in place of faults here")
     parser.add_argument("--only", default="", metavar="LABELS", help="artifacts as format:precision, with commas between")
     parser.add_argument("--results", type=Path, default=results.place())
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--misses", action="store_true", help="list every fault that was let through")
     asked = parser.parse_args()
     bundles = list(_bundles(asked.bundles or [_digits()]))
-    if asked.aarch64:
-        sys.exit(aarch64.main(bundles, asked.results.with_name("aarch64.jsonl"), as_json=asked.json))
+    if asked.on:
+        sys.exit(emulated.main(asked.on, bundles, asked.results.parent / asked.on, as_json=asked.json))
     found = [one for path in bundles for one in faults(path, asked.only, asked.results)]
     if not asked.json:
         print("\n".join(results.table(found, lambda _, trial: trial.fault, "fault")), end="\n\n")
