@@ -76,8 +76,8 @@ def hold(board: str, path: Path, kept: Path) -> Iterator[Held]:
 
 def answers(board: str, path: Path, bundle: Bundle, kept: Path) -> dict[str, Array]:
     """What the engines answered there to this bundle's golden samples: now, or when they were asked before."""
-    place = kept / f"{bundle.manifest.name}-{_asked(bundle)}.npz"
-    if not place.exists():
+    known = place(bundle, kept)
+    if not known.exists():
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept) as folder:
             made = Path(folder) / "answers.npz"
@@ -85,17 +85,18 @@ def answers(board: str, path: Path, bundle: Bundle, kept: Path) -> dict[str, Arr
             ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if ended.returncode:
                 sys.exit(f"{path.name} on {board}: {ended.stderr.strip() or f'exit code {ended.returncode}'}")
-            made.rename(place)
+            made.rename(known)
         print(f"{path.name}: {ended.stdout.strip()}", file=sys.stderr, flush=True)
-    with np.load(place, allow_pickle=False) as file:
+    with np.load(known, allow_pickle=False) as file:
         return dict(file)
 
 
-def _asked(bundle: Bundle) -> str:
-    """A digest of the model files and the golden samples."""
+def place(bundle: Bundle, kept: Path) -> Path:
+    """Where answers of these model files to these golden samples are kept."""
     parts = [*(f"{label(one)} {one.sha256}" for one in bundle.manifest.artifacts)]
     parts += [tensor.sha256 for tensor in bundle.manifest.golden_inputs]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return kept / f"{bundle.manifest.name}-{digest[:12]}.npz"
 
 
 def _held(bundle: Bundle, artifact: Artifact, found: dict[str, Array]) -> Held:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.golden import results
+from benchmarks.golden import emulated, results
 from benchmarks.golden.onnx_files import faulty_files
 from benchmarks.golden.runs import measured, run, verdict
 from benchmarks.golden.saturation import HIGH, LOW, saturating
@@ -18,6 +18,7 @@ from benchmarks.golden.trials import Found, look_at
 from benchmarks.golden.weights import CUT, ONE_SCALE, SATURATED, STUCK_INPUT, STUCK_READ, STUCK_WRITTEN
 from edgeml.runtime.backends import Array, EngineOptions, opener
 from edgeml.runtime.bundle import open_bundle
+from edgeml.wire.contract import label
 from tests.unit.bundles import make_bundle
 
 ANSWERS = {
@@ -171,3 +172,19 @@ def test_a_stuck_zero_point_shifts_by_what_was_forgotten() -> None:
     np.testing.assert_allclose(answer(kinds[STUCK_READ], x) - answer(model, x), np.tile(forgotten, (6, 1)), atol=0.51)
     inner = np.abs(answer(model, x)) < 50
     np.testing.assert_allclose((answer(kinds[STUCK_WRITTEN], x) - answer(model, x))[inner], -3 * 0.5, atol=1e-4)
+
+
+def test_answers_kept_from_an_emulator_are_held_to_the_vectors_as_they_are(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path, artifacts=(("onnx", "fp32"), ("tflite", "fp32")))
+    with open_bundle(path) as bundle:
+        runs = {label(one): run(bundle, one, opener(one.format)) for one in bundle.manifest.artifacts}
+        answers = {f"{name}/0": np.stack([raw[0] for raw in found.raw]) for name, found in runs.items() if found is not None}
+        answers["onnx:fp32/0"] = answers["onnx:fp32/0"] + np.float32(1e-3)
+        kept = tmp_path / "kept"
+        kept.mkdir()
+        np.savez(emulated.place(bundle, kept), **answers)  # type: ignore[arg-type]  # numpy types the keywords as its own flag
+    shifted, right = emulated.hold("cortex-a76", path, kept)
+    assert (right.artifact, right.refused, right.taken) == ("tflite:fp32", None, 0.0)
+    assert shifted.refused is not None
+    assert "golden sample 0 is off" in shifted.refused
+    assert shifted.taken > 1
