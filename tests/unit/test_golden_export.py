@@ -173,7 +173,7 @@ def test_what_is_the_same_in_every_sample_is_seen_below_the_noise_of_kernels() -
 class Stepping(Simulated):
     """Rounds an inner tensor to steps; every kernel set of one board sums in one order, another board's is off by 1e-6."""
 
-    outputs = (RawTensor("y", np.dtype(np.float32), (1, 6)),)
+    outputs: tuple[RawTensor, ...] = (RawTensor("y", np.dtype(np.float32), (1, 6)),)
     inner = np.random.default_rng(5).normal(0, 0.25, (16, 256))
     last = np.random.default_rng(6).normal(0, 0.1, (256, 6))
 

@@ -99,7 +99,8 @@ def envelope(
         values = default[tensor.name].astype(np.float64)
         differences = [outputs[tensor.name].astype(np.float64) - values for outputs in others]
         step = scales.get(tensor.name) or (_step(default[tensor.name]) if real else 0.0)
-        units = units_of(values, differences) if real and not step else ONE
+        allowed = (HALF_FLOOR if half else floor) * spread(values)
+        units = units_of(values, differences, allowed) if real and not step else ONE
         values, differences = units.of(values), [units.of(difference) for difference in differences]
         span = spread(values) if real else 0.0
         floors = _Floors.of_half(span) if half else _Floors(floor * span, floor * span, floor * span, floor)

@@ -13,10 +13,9 @@ import numpy as np
 
 from edgeml.runtime.backends import Array
 
-MIXED: Final = 20.0  # times that the largest channel is larger than the smallest
+MIXED: Final = 20.0  # times that the largest unit is larger than the smallest
 MOST: Final = 256  # channels; a longer axis is time or space
 SMALLEST: Final = 1e-3  # of the largest: what a channel that is almost always 0 says is rounding
-LARGER: Final = 2.0  # times that kernels may differ more, of the largest channel, where sizes are taken into account
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +36,31 @@ class Units:
 ONE: Final = Units()
 
 
-def units_of(values: Array, differences: Sequence[Array]) -> Units:
-    """The channels' sizes where they are mixed, and where kernels differ by shares of them: `differences`, as `values`.
+def units_of(values: Array, differences: Sequence[Array], allowed: float = 0.0) -> Units:
+    """The channels' sizes where they are mixed: of several axes, that whose sizes lie farthest apart.
 
-    Of several axes it is the one whose sizes lie farthest apart. Where small channels are as noisy as large ones (the elements
-    of an embedding that hardly move), their size says nothing of what is healthy.
+    `differences` between kernels, as `values`, bound a unit from below: where small channels are as noisy as large ones (the
+    elements of an embedding that hardly move), their size says nothing of what is healthy. So no channel is held to more than
+    it shows here. What is far below the difference that every board is `allowed` in any case counts for nothing.
     """
-    found = max((_along(values, axis) for axis in range(1, values.ndim)), key=_ratio, default=ONE)
-    if _ratio(found) < MIXED:
-        return ONE
-    plain = max((float(np.abs(difference).max()) for difference in differences), default=0.0)
-    scaled = max((float(np.abs(found.of(difference)).max()) for difference in differences), default=0.0)
-    return found if scaled <= LARGER * plain else ONE
+    found = max((_along(values, differences, allowed, axis) for axis in range(1, values.ndim)), key=_ratio, default=ONE)
+    return found if _ratio(found) >= MIXED else ONE
 
 
-def _along(values: Array, axis: int) -> Units:
+def _along(values: Array, differences: Sequence[Array], allowed: float, axis: int) -> Units:
     if not 2 <= values.shape[axis] <= MOST:
         return ONE
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    sizes = np.abs(values).max(axis=others)
+    sizes = _largest(values, axis)
     shares = np.maximum(sizes / (sizes.max() or 1.0), SMALLEST)
+    if differences:
+        noise = np.max([_largest(difference, axis) for difference in differences], axis=0)
+        shares = np.maximum(shares, noise / (noise.max() + allowed or 1.0))
     return Units(axis, tuple(float(f"{share:.3g}") for share in shares))
+
+
+def _largest(values: Array, axis: int) -> Array:
+    """The largest magnitude of each channel."""
+    return np.asarray(np.abs(values).max(axis=tuple(other for other in range(values.ndim) if other != axis)))
 
 
 def _ratio(units: Units) -> float:
