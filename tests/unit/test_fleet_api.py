@@ -290,7 +290,8 @@ def test_devices_are_enrolled_in_bulk_paged_tagged_renewed_and_removed(desk: Des
 
 
 def test_an_operator_can_check_that_no_event_was_changed(desk: Desk) -> None:
-    desk.enrol("cam-1", "cam-2")
+    desk.enrol("cam-1")
+    desk.enrol("cam-2")
     found = desk.get("/v1/events/check").json()
     assert (found["events"], found["broken_at"]) == (2, None)
     with desk.fleet.store.write() as connection:
