@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GET_MODELS = "run `scripts/models` or set EDGEML_MODELS to the folder that holds mlperf-tiny/"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What libraries leave in the system's folder for such files goes to one that pytest removes.
+
+    coremltools deletes its packages when a process ends in order: hundreds stayed of each run that was killed.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("temporary"))
+    yield
+    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+    tempfile.tempdir = before
 
 
 def _published(name: str) -> Path:
