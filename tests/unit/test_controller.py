@@ -228,6 +228,10 @@ def test_unfit_devices_are_not_offered_anything() -> None:
     kept[2].device = replace(kept[2].device, failed=frozenset({NEW.manifest_sha256}))
     kept[3].device = replace(kept[3].device, engines=frozenset())
     fleet.start()
+    assert fleet.tick().sentence.endswith(
+        "; left out: 1 fed with another signature by their application, 1 never heard from, "
+        "1 on which this version failed before, 1 without an engine for its artifacts; soaking for 1 min"
+    )
     assert run_to_end(fleet).phase == "done"
     fleet.tick()
     assert len(fleet.wanting(NEW.version)) == 196

@@ -225,6 +225,7 @@ def test_one_rollout_of_a_model_at_a_time_and_each_command_in_its_phase(desk: De
     desk.publish(make_bundle(tmp_path))
     made = desk.roll_out(soak_s=3600).json()
     assert (made["phase"], made["share"]) == ("running", 1.0)
+    assert made["forecast"] == ["1 device is too few for a statistical guarantee: plain ceilings, and a person between waves"]
     again = desk.roll_out()
     assert again.status_code == 409
     assert made["id"] in again.json()["error"]

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgeml.fleet.evidence import Evidence, Fleet, Reading, eligible, gather
-from edgeml.fleet.gates import go_on_gate, log_evidence, stop_gate
+from edgeml.fleet.gates import forecast, go_on_gate, log_evidence, stop_gate
 from edgeml.fleet.ledger import Assignment, Device, Event, Ledger, Order, Outcome, TelemetrySum, VersionFacts
 from edgeml.fleet.rollout import Note, Offer, RolloutState, Seen, TakeBack, Verdict, step
 from edgeml.fleet.waves import due, stratum
 from edgeml.wire.messages import Target
 
 __all__ = [
-    "Assignment", "Controller", "Device", "Event", "Ledger", "Order", "Outcome", "TelemetrySum", "VersionFacts", "observe",
+    "Assignment", "Controller", "Device", "Event", "Ledger", "Order", "Outcome", "TelemetrySum", "VersionFacts", "foresee",
+    "observe",
 ]  # fmt: skip
 
 LOOK_BACK_S: Final = 86_400.0  # a day: what a device did before is measured over its whole daily round
@@ -97,6 +98,12 @@ def observe(ledger: Ledger, state: RolloutState, now: float) -> Evidence | None:
         return None
     sight = _look(ledger, state, ledger.devices(state.spec.model))
     return _evidence(ledger, state, sight, now) if sight.version else None
+
+
+def foresee(ledger: Ledger, state: RolloutState) -> list[str]:
+    """What each wave of a rollout will be able to show on the devices that can take the version; one sentence a wave."""
+    sight = _look(ledger, state, ledger.devices(state.spec.model))
+    return forecast(state.spec.gate, [wave.share for wave in state.spec.waves], len(sight.fleet.eligible))
 
 
 def _look(ledger: Ledger, state: RolloutState, devices: Sequence[Device]) -> _Sight:

@@ -94,13 +94,13 @@ def eligible(state: RolloutState, version: VersionFacts, devices: Sequence[Devic
 def why_not(device: Device, version: VersionFacts) -> str | None:
     """Why a device is not offered a version; `None` if it may be."""
     if not device.engines:
-        return "never heard of"
+        return "never heard from"
     if device.signature is not None and device.signature != version.signature:
-        return "its application feeds another signature"
+        return "fed with another signature by their application"
     if not device.engines & version.engines:
-        return "no artifact for its engines"
+        return "without an engine for its artifacts"
     if version.manifest_sha256 in device.failed:
-        return "failed this version before"
+        return "on which this version failed before"
     return None
 
 

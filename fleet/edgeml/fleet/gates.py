@@ -140,6 +140,8 @@ def go_on_gate(state: RolloutState, evidence: Evidence, now: float) -> Verdict:
     progress = f"{evidence.settled} of {_devices(evidence.told)} told have settled, {evidence.bad} bad"
     if evidence.quiet:
         progress += f", {evidence.quiet} confirmed but gave fewer than {spec.gate.least_answers} answers so far"
+    if evidence.left_out:
+        progress += f"; left out: {', '.join(f'{count:,} {why}' for why, count in sorted(evidence.left_out.items()))}"
     overdue = elapsed >= wave.longest_s
     if elapsed < wave.soak_s:
         return _verdict(state, evidence, "wait", f"{name}: {progress}; soaking for {_span(wave.soak_s)}", now)
@@ -175,7 +177,7 @@ def _look(state: RolloutState, evidence: Evidence, name: str, now: float) -> Ver
 
 def _small_look(state: RolloutState, evidence: Evidence, name: str, now: float) -> Verdict:
     spec = state.spec
-    shown = f"{evidence.bad} of {_devices(evidence.settled)} on {spec.version} bad; {_too_few(evidence)}"
+    shown = f"{evidence.bad} of {_devices(evidence.settled)} on {spec.version} bad; {_too_few(evidence.eligible)}"
     if evidence.bad > spec.gate.limit * evidence.settled:
         return _verdict(state, evidence, "hold", f"held after {name}: {shown}; approve or abort", now, guaranteed=False)
     if spec.confirm_small:
@@ -192,7 +194,7 @@ def _small_stop(state: RolloutState, evidence: Evidence, now: float) -> Verdict 
     guard: GuardName = max(causes, key=lambda name: causes[name])
     sentence = (
         f"stopped: {evidence.bad} of {_devices(evidence.told)} {_told(guard, evidence.version)} {_DID[guard]}, "
-        f"more than the ceiling of {_percent(allowed)}; {_too_few(evidence)}"
+        f"more than the ceiling of {_percent(allowed)}; {_too_few(evidence.eligible)}"
     )
     return _verdict(state, evidence, "stop", sentence, now, guard=guard, guaranteed=False)
 
@@ -303,8 +305,8 @@ def _told(guard: GateGuard, version: str) -> str:
     return f"told to run {version}" if guard in INSTALL else f"on {version}"
 
 
-def _too_few(evidence: Evidence) -> str:
-    return f"{_devices(evidence.eligible)} are too few for a statistical guarantee"
+def _too_few(devices: int) -> str:
+    return f"{_devices(devices)} {'is' if devices == 1 else 'are'} too few for a statistical guarantee"
 
 
 def _devices(count: int) -> str:
@@ -325,7 +327,7 @@ def _span(seconds: float) -> str:
 def forecast(gate: GateSpec, shares: Sequence[float], devices: int) -> list[str]:
     """What each wave can and cannot show, before it starts; one sentence a wave."""
     if devices < SMALL_FLEET:
-        return [f"{_devices(devices)} are too few for a statistical guarantee: plain ceilings, and a person between waves"]
+        return [f"{_too_few(devices)}: plain ceilings, and a person between waves"]
     alpha = gate.go_on_alpha / len(shares)
     lines = []
     for number, share in enumerate(shares, start=1):

@@ -73,6 +73,7 @@ def rollout(one: Answer) -> str:
     if one["shadow"]:
         lines.append(f"  {shadow(one['shadow'])}")
     lines += [f"  [{verdict['outcome']}] {verdict['sentence']}" for verdict in one["verdicts"]]
+    lines += [f"  {sentence}" for sentence in one.get("forecast", ())]
     return "\n".join(lines)
 
 

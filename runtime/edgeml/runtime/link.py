@@ -121,11 +121,6 @@ class Link:
         if self._client is not None:
             self._guarded(self._client.loop_write)
 
-    def announce(self) -> None:
-        """Send the birth message again, after what it says has changed."""
-        if self._client is not None and self.connected:
-            self._client.publish(self._topic("state"), encode(self._describe(self.session)), qos=1)
-
     def close(self) -> None:
         """Say good-bye as the last will would, and leave."""
         client = self._client

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from edgeml.fleet.api.http import answer, read_json, require_operator
 from edgeml.fleet.api.views import rollout_view
+from edgeml.fleet.controller import foresee
 from edgeml.fleet.plan import NewRollout, specify
 from edgeml.fleet.rollout import Command, RolloutState, apply
 from edgeml.fleet.service import Fleet
@@ -35,8 +36,9 @@ def router(fleet: Fleet) -> APIRouter:
         actor = require_operator(fleet, request)
         asked = await read_json(request, NewRollout)
         state = await run_in_threadpool(_create, fleet, asked, actor)
+        forecast = await run_in_threadpool(foresee, fleet.ledger, state)
         with fleet.store.read() as connection:
-            return answer(rollout_view(connection, state), 201)
+            return answer(msgspec.to_builtins(rollout_view(connection, state)) | {"forecast": forecast}, 201)
 
     @routes.get("/v1/rollouts/{rollout}")
     def one(request: Request, rollout: str) -> Response:
