@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks._models import SIDE, conv_tflite
 from edgeml.exporter.quantize.equalize import equalized
-from edgeml.exporter.quantize.layers import Inputs, channel_ranges
+from edgeml.exporter.quantize.layers import channel_ranges, watch_inputs
 from edgeml.exporter.quantize.tflite import to_fp16_tflite, to_int8_tflite
 from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model, with_less
@@ -64,7 +64,7 @@ def test_layers_have_the_common_order() -> None:
 def test_windows_times_weights_give_the_mean_of_the_layers_output() -> None:
     network = TfliteNetwork(MODEL)
     last = network.layers[-1]
-    seen = Inputs(network, FEEDS).moments(last)
+    seen = watch_inputs(network, FEEDS).moments(last)
 
     mean = network.read(last) @ seen.mean[0] + network.read_bias(last)
 
@@ -152,6 +152,7 @@ def test_float16_halves_the_weights_and_keeps_float_inputs() -> None:
 def test_a_constant_that_shares_its_operators_scale_is_quantized() -> None:
     """The floor under a length, in an embedding divided by it."""
     torch, litert_torch = pytest.importorskip("torch"), pytest.importorskip("litert_torch")
+    torch.manual_seed(3)
     layers = torch.nn.Linear(8, 6).eval()
 
     class Unit(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is Any here

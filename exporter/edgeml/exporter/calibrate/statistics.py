@@ -128,8 +128,8 @@ def _span(parts: list[_Part]) -> tuple[float, float]:
     return min(part.low for part in parts), max(part.high for part in parts)
 
 
-def gather(run: Pass, parts: int = 1) -> Seen:
-    """What `run`, which is called twice, shows of every float tensor.
+def gather(run: Pass, parts: int = 1, also: Callable[[int, Mapping[str, Array]], None] | None = None) -> Seen:
+    """What `run`, which is called twice, shows of every float tensor; `also` is given each sample, too.
 
     Raises:
         PlanError: a tensor became NaN or infinite on these samples.
@@ -137,6 +137,8 @@ def gather(run: Pass, parts: int = 1) -> Seen:
     seen = Seen(parts)
     for number, tensors in enumerate(run()):
         seen.see(number, tensors)
+        if also is not None:
+            also(number, tensors)
     for number, tensors in enumerate(run()):
         seen.count(number, tensors)
     return seen

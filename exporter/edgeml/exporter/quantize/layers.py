@@ -120,8 +120,9 @@ def windows(layer: Layer, values: Array) -> Floats:
     At most POSITIONS products per call, evenly spread.
     """
     if not layer.kernel:
-        return _spread(values.reshape(1, -1, values.shape[-1]))
-    padded = np.pad(values, ((0, 0), (0, 0), *layer.pads))
+        rows = values.reshape(1, -1, values.shape[-1])
+        return np.ascontiguousarray(rows[:, _spread(rows.shape[1])], dtype=np.float64)
+    padded = _padded(values, layer.pads)
     spans = [(size - 1) * step + 1 for size, step in zip(layer.kernel, layer.dilations, strict=True)]
     space = tuple(range(2, values.ndim))
     window_view: Any = sliding_window_view  # its stubs know one axis only
@@ -129,15 +130,30 @@ def windows(layer: Layer, values: Array) -> Floats:
     steps = tuple(slice(None, None, step) for step in layer.strides)
     taps = tuple(slice(None, None, step) for step in layer.dilations)
     view = view[(slice(None), slice(None), *steps, *taps)]
-    samples, channels = values.shape[:2]
-    positions = int(np.prod(view.shape[2 : 2 + len(space)]))
-    flat = view.reshape(samples, layer.groups, channels // layer.groups, positions, -1)
-    return _spread(flat.transpose(1, 0, 3, 2, 4).reshape(layer.groups, samples * positions, -1))
+    samples = len(values)
+    places = view.shape[2 : 2 + len(space)]
+    chosen = np.arange(samples * int(np.prod(places)))[_spread(samples * int(np.prod(places)))]
+    sample, *place = np.unravel_index(chosen, (samples, *places))
+    seen = np.moveaxis(view, 1, 1 + len(space))[
+        (sample, *place)
+    ]  # (products, channels, *kernel): none but the chosen is copied
+    flat = seen.reshape(len(chosen), layer.groups, -1).transpose(1, 0, 2)
+    return np.ascontiguousarray(flat, dtype=np.float64)
 
 
-def _spread(seen: Array) -> Floats:
-    step = -(-seen.shape[1] // POSITIONS)
-    return np.ascontiguousarray(seen[:, ::step], dtype=np.float64)
+def _padded(values: Array, pads: tuple[tuple[int, int], ...]) -> Array:
+    """With zeros around each spatial axis; `np.pad` takes longer than the rest of `windows`."""
+    if not any(map(any, pads)):
+        return values
+    sizes = [before + size + after for size, (before, after) in zip(values.shape[2:], pads, strict=True)]
+    padded = np.zeros((*values.shape[:2], *sizes), values.dtype)
+    inner = tuple(slice(before, before + size) for size, (before, _) in zip(values.shape[2:], pads, strict=True))
+    padded[(slice(None), slice(None), *inner)] = values
+    return padded
+
+
+def _spread(products: int) -> slice:
+    return slice(None, None, -(-products // POSITIONS))
 
 
 @dataclass(slots=True)
@@ -155,12 +171,15 @@ class _Sums:
 class Inputs:
     """What each layer's windows were, by parts of the samples: sample i belongs to part i modulo `parts`."""
 
-    def __init__(self, network: Weighted, feeds: Feeds, parts: int = 1) -> None:
+    def __init__(self, network: Weighted, parts: int = 1) -> None:
+        self._network, self._parts = network, parts
         self._sums = {layer.weights: [_Sums() for _ in range(parts)] for layer in network.layers}
-        for number, tensors in enumerate(network.watch(feeds)()):
-            for layer in network.layers:
-                seen = windows(layer, network.arrange(layer, layer.source, tensors[layer.source]))
-                self._sums[layer.weights][number % parts].add(seen.sum(axis=1), _products(seen), seen.shape[1])
+
+    def see(self, number: int, tensors: Mapping[str, Array]) -> None:
+        """All tensors of sample `number`."""
+        for layer in self._network.layers:
+            seen = windows(layer, self._network.arrange(layer, layer.source, tensors[layer.source]))
+            self._sums[layer.weights][number % self._parts].add(seen.sum(axis=1), _products(seen), seen.shape[1])
 
     def moments(self, layer: Layer, left_out: int | None = None) -> Moments:
         """Over all parts but one."""
@@ -173,6 +192,14 @@ class Inputs:
         if not products.size:
             return Moments(mean, products)
         return Moments(mean, products / sums.windows - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
+
+
+def watch_inputs(network: Weighted, feeds: Feeds) -> Inputs:
+    """What each layer's windows are over all samples."""
+    inputs = Inputs(network)
+    for number, tensors in enumerate(network.watch(feeds)()):
+        inputs.see(number, tensors)
+    return inputs
 
 
 def _products(seen: Floats) -> Floats:

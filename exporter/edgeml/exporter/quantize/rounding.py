@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from edgeml.exporter.quantize.layers import Floats, Moments
 
-Columns = slice | int
-Nearest = Callable[[Floats, slice, Columns], Floats]
+Places = slice | NDArray[np.int64]
+Nearest = Callable[[Floats, Places, Places], Floats]
 """The nearest value that can be stored, for weights of these rows and columns."""
 
 DAMPING: Final = 0.1  # of the mean variance, added to every input: few samples span few directions
@@ -85,7 +85,7 @@ def round_layer(
         grid = spread(scales, block, flat.shape[1])
     fixed = np.where(_largest(flat, block or flat.shape[1]), np.sign(flat) * limit * grid, np.nan) if pinned else None
 
-    def nearest(values: Floats, rows: slice, columns: Columns) -> Floats:
+    def nearest(values: Floats, rows: Places, columns: Places) -> Floats:
         steps = grid[rows, columns]
         found: Floats = np.clip(np.round(values / steps), -limit, limit) * steps
         return found if fixed is None else np.where(np.isnan(fixed[rows, columns]), found, fixed[rows, columns])
@@ -100,7 +100,7 @@ def round_to_palette(weights: Floats, seen: Moments, size: int) -> tuple[Floats,
     palette = palette_of(flat, size)
     middles = (palette[1:] + palette[:-1]) / 2
 
-    def nearest(values: Floats, rows: slice, columns: Columns) -> Floats:  # noqa: ARG001 - all weights share the palette
+    def nearest(values: Floats, rows: Places, columns: Places) -> Floats:  # noqa: ARG001 - all weights share the palette
         found: Floats = palette[np.searchsorted(middles, values)]
         return found
 
@@ -153,40 +153,45 @@ def _largest(flat: Floats, block: int) -> NDArray[np.bool_]:
 def _by_group(flat: Floats, seen: Moments, nearest: Nearest) -> tuple[Floats, Floats]:
     """(rounded, shift of the mean) for weights (outputs, inputs) whose outputs are split evenly over the groups."""
     groups = len(seen.mean)
-    size = len(flat) // groups
-    rounded = np.empty_like(flat)
-    for g in range(groups):
-        rows = slice(g * size, (g + 1) * size)
-        rounded[rows] = _rounded(flat[rows], rows, seen.covariance[g], nearest)
-    shift = np.einsum("goi,gi->go", (flat - rounded).reshape(groups, size, -1), seen.mean).ravel()
+    rounded = _rounded(flat, seen.covariance, nearest)
+    shift = np.einsum("goi,gi->go", (flat - rounded).reshape(groups, len(flat) // groups, -1), seen.mean).ravel()
     return rounded, shift
 
 
-def _rounded(weights: Floats, rows: slice, covariance: Floats, to_nearest: Nearest) -> Floats:
-    """Weights (outputs, inputs) rounded, inputs of largest variance first."""
-    nearest = to_nearest(weights, rows, slice(None))
+def _rounded(weights: Floats, covariance: Floats, to_nearest: Nearest) -> Floats:
+    """Weights (outputs, inputs) rounded, inputs of largest variance first; all groups at once."""
+    nearest = to_nearest(weights, slice(None), slice(None))
     if not covariance.size:
         return nearest
-    variance = np.diag(covariance)
-    damping = DAMPING * float(variance.mean())
-    if damping <= 0.0 or not np.isfinite(covariance).all():
+    groups, inputs = covariance.shape[:2]
+    variance = np.ascontiguousarray(np.diagonal(covariance, axis1=1, axis2=2))
+    damping = DAMPING * variance.mean(axis=1)
+    known = (damping > 0.0) & np.isfinite(covariance).all(axis=(1, 2))
+    if not known.any():
         return nearest
-    order = np.argsort(-variance, kind="stable")
-    damped = covariance[np.ix_(order, order)] + damping * np.eye(len(order))
+    covariance, damping, number = covariance[known], damping[known], int(known.sum())
+    rows = np.arange(len(weights)).reshape(groups, -1)[known].ravel()
+    order = np.argsort(-variance[known], axis=1, kind="stable")
+    sorted_ = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
     # Row i of the upper factor of the inverse holds how input i's error is shared out among the inputs after it.
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    left, result = weights[:, order].copy(), np.empty_like(weights)
-    for i in range(len(order)):
-        result[:, i] = to_nearest(left[:, i], rows, int(order[i]))
-        error = (left[:, i] - result[:, i]) / upper[i, i]
-        left[:, i + 1 :] -= np.outer(error, upper[i, i + 1 :])
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    rounded = result[:, back]
-    return np.where(_loss(weights - rounded, covariance) <= _loss(weights - nearest, covariance), rounded.T, nearest.T).T
+    upper = np.linalg.cholesky(np.linalg.inv(sorted_ + damping[:, None, None] * np.eye(inputs))).swapaxes(1, 2)
+    before = weights[rows].reshape(number, -1, inputs)
+    left = np.take_along_axis(before, order[:, None, :], 2)
+    result = np.empty_like(left)
+    for i in range(inputs):
+        columns = np.repeat(order[:, i], left.shape[1])
+        result[:, :, i] = to_nearest(left[:, :, i].ravel(), rows, columns).reshape(number, -1)
+        error = (left[:, :, i] - result[:, :, i]) / upper[:, i, i, None]
+        left[:, :, i + 1 :] -= error[:, :, None] * upper[:, i, None, i + 1 :]
+    rounded = np.take_along_axis(result, np.argsort(order, axis=1)[:, None, :], 2)
+    plain = nearest[rows].reshape(before.shape)
+    better = _loss(before - rounded, covariance) <= _loss(before - plain, covariance)
+    found = nearest.copy()
+    found[rows] = np.where(better[:, :, None], rounded, plain).reshape(-1, inputs)
+    return found
 
 
 def _loss(error: Floats, covariance: Floats) -> Floats:
-    """The variance of each output's error."""
-    lost: Floats = np.sum((error @ covariance) * error, axis=1)
+    """The variance of each output's error, (groups, outputs of a group)."""
+    lost: Floats = np.sum((error @ covariance) * error, axis=2)
     return lost

@@ -97,8 +97,9 @@ class Bench:
     def _watch(self, equalize: bool) -> _Watched:
         if equalize not in self._watched:
             network = equalized(self.network, self.feeds) if equalize else self.network
-            seen = gather(network.watch(self.feeds), FOLDS)
-            self._watched[equalize] = _Watched(network, seen, Inputs(network, self.feeds, FOLDS))
+            inputs = Inputs(network, FOLDS)
+            seen = gather(network.watch(self.feeds), FOLDS, inputs.see)
+            self._watched[equalize] = _Watched(network, seen, inputs)
         return self._watched[equalize]
 
     def _weights(self, equalize: bool, left_out: int | None) -> tuple[Network, dict[str, Array]]:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from edgeml.exporter.calibrate.feeds import Feeds
-from edgeml.exporter.quantize.layers import Floats, Inputs, Layer, Moments, Weighted
+from edgeml.exporter.quantize.layers import Floats, Layer, Moments, Weighted, watch_inputs
 from edgeml.exporter.quantize.rounding import round_layer, round_to_palette
 from edgeml.runtime.backends import Array
 
@@ -45,7 +45,7 @@ def _with_weights(
     network: AnyNetwork, feeds: Feeds | None, rounded: Callable[[Layer, Floats, Moments], tuple[Floats, Floats]]
 ) -> AnyNetwork:
     copy = network.copy()
-    seen = Inputs(network, feeds) if feeds is not None else None
+    seen = watch_inputs(network, feeds) if feeds is not None else None
     for layer in copy.layers:
         weights = copy.read(layer)
         if weights.size < LEAST_WEIGHTS:
