@@ -136,9 +136,9 @@ def test_inspect_shows_a_bundle_and_a_bare_model(bundle: Path, tmp_path: Path) -
 
 
 def test_inspect_says_when_the_cloud_is_asked_and_what_it_is_good_for(tmp_path: Path) -> None:
-    promise = Promise(accuracy=0.991, offload=0.013, alone=0.987, ece=0.01, n=450)
+    promise = Promise(accuracy=0.991, offload=0.013, alone=0.987, ece=0.01, n=450, accuracy_within=(0.973, 1.0))
     shown = edgeml("inspect", make_bundle(tmp_path, deferral=Deferral(1.2, 0.661, promise)))
-    said = "cloud   onnx:fp32: asked below 0.661, for 1.3% of answers: 99.1% right with it, 98.7% without"
+    said = "cloud   onnx:fp32: asked below 0.661, for 1.3% of answers: 99.1% (97.3 to 100.0) right with it, 98.7% without"
     assert said in shown.stdout.splitlines()
 
 

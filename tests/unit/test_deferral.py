@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 from edgeml.exporter.parity.answers import probabilities
+from edgeml.exporter.parity.bounds import field_interval, high_bound, low_bound
 from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
-from edgeml.exporter.parity.deferral import Deferred, check_goal, defer, high_bound, low_bound, source_post
+from edgeml.exporter.parity.deferral import Deferred, check_goal, defer, source_post
 from edgeml.exporter.plan import DeferGoal
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import PlanError
-from edgeml.wire.manifest import PostProcessing
+from edgeml.wire.manifest import PostProcessing, Promise
 
 SOFTMAX = PostProcessing("z", "softmax")
 SHARES = PostProcessing("z")
@@ -108,10 +109,18 @@ def test_without_labels_there_is_a_threshold_and_no_promise() -> None:
     assert (found.temperature, found.promise) == (1.0, None)
 
 
+@pytest.mark.parametrize("hits", [0, 1, 40, 199, 200])
+def test_a_field_of_as_many_samples_lies_where_the_beta_binomial_says(hits: int) -> None:
+    low, high = field_interval(hits / 200, 200)
+    lowest = 0 if hits == 0 else betabinom.ppf(0.025, 200, hits, 201 - hits)
+    highest = 200 if hits == 200 else betabinom.ppf(0.975, 200, hits + 1, 200 - hits)
+    assert (200 * low, 200 * high) == pytest.approx((lowest, highest))
+
+
 def test_the_promise_is_what_other_samples_of_the_kind_then_show() -> None:
-    """Sixty exports on 500 samples, each held to 500 others: no bias in accuracy, offload or calibration error."""
+    """Sixty exports on 500 samples, each held to 500 others: no bias, and all but one in twenty inside both intervals."""
     goal = DeferGoal(accuracy=0.93, offload=0.4, cloud=0.99)
-    kept = []
+    kept, inside = [], 0
     for seed in range(60):
         z, y = labelled(1000, 100 + seed)
         z = 1.8 * z
@@ -120,10 +129,26 @@ def test_the_promise_is_what_other_samples_of_the_kind_then_show() -> None:
         assert found.defer_below is not None
         rows = softmax(z[500:] / found.temperature)
         asked, right = rows.max(axis=1) < found.defer_below, rows.argmax(axis=1) == y[500:]
+        accuracy, offload = np.where(asked, 0.99, right).mean(), asked.mean()
         error = calibration_error(rows.max(axis=1), right)
-        seen = np.where(asked, 0.99, right).mean(), asked.mean(), error
-        kept.append(np.subtract(seen, (found.promise.accuracy, found.promise.offload, found.promise.ece)))
+        kept.append(np.subtract((accuracy, offload, error), (found.promise.accuracy, found.promise.offload, found.promise.ece)))
+        inside += within(found.promise, float(accuracy), float(offload))
     assert np.abs(np.mean(kept, axis=0)).max() < 0.01
+    assert inside >= 57
+
+
+def within(promise: Promise, accuracy: float, offload: float) -> bool:
+    assert promise.accuracy_within is not None
+    assert promise.offload_within is not None
+    (worst, best), (least, most) = promise.accuracy_within, promise.offload_within
+    return worst <= accuracy <= best and least <= offload <= most
+
+
+def test_a_device_that_never_asks_is_promised_to_ask_never() -> None:
+    z, y = labelled(500, 6, sharpness=9.0)
+    found = defer(SOFTMAX, {"z": z}, {"z": z}, y, DeferGoal(accuracy=0.5, offload=0.1, cloud=1.0)).deferral
+    assert found.promise is not None
+    assert (found.defer_below, found.promise.offload, found.promise.offload_within) == (0.0, 0.0, (0.0, 0.0))
 
 
 def test_a_goal_within_reach_passes_with_the_least_offload_that_proves_it() -> None:

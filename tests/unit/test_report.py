@@ -292,21 +292,34 @@ def test_a_terminal_gets_a_table_and_a_log_gets_lines() -> None:
 
 
 def test_what_device_and_cloud_reach_is_on_the_page_and_in_the_log_where_it_was_asked_for() -> None:
-    promise = Promise(accuracy=0.965, offload=0.122, alone=0.912, ece=0.016, n=500, cloud=0.99)
+    promise = Promise(
+        0.965, 0.122, 0.912, ece=0.016, n=500, cloud=0.99, accuracy_within=(0.941, 0.982), offload_within=(0.08, 0.17)
+    )
     deferring = msgspec.structs.replace(
         artifact("int8", 34_000, 0.1, 0.4, "inconclusive"),
         deferral=Deferral(1.28, 0.7328, promise), deferral_reason="500 samples prove no more than 94.8 %",
     )  # fmt: skip
     report = msgspec.structs.replace(REPORT, artifacts=(deferring,), options={"defer": "accuracy=0.95,offload=0.3,cloud=0.99"})
     shown = " ".join(page(report).text)
-    for words_ in ("When to ask the cloud", "0.733", "12.20 %", "96.50 %", "91.20 %", "1.60 %", "as good as was said"):
+    for words_ in (
+        "When to ask the cloud",
+        "0.733",
+        "12.20 % (8.0 to 17.0)",
+        "96.50 % (94.1 to 98.2)",
+        "91.20 %",
+        "1.60 %",
+        "as good as was said",
+    ):
         assert words_ in shown
     line, together, *_ = plain_lines(report)
     assert line.endswith("; 500 samples prove no more than 94.8 %")
     assert "with the cloud" not in together
     report = msgspec.structs.replace(report, artifacts=(msgspec.structs.replace(deferring, deferral_reason=None),))
     _, together, *_ = plain_lines(report)
-    assert together.strip() == "with the cloud 96.50 %, asked for 12.20 % (below a confidence of 0.733)"
+    assert (
+        together.strip()
+        == "with the cloud 96.50 % (94.1 to 98.2), asked for 12.20 % (8.0 to 17.0), below a confidence of 0.733"
+    )
     assert "with the cloud" not in "".join(plain_lines(msgspec.structs.replace(report, options={})))
     assert "When to ask the cloud" not in page(REPORT).text
 

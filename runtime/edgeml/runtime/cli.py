@@ -243,10 +243,15 @@ def _artifact_row(artifact: Artifact, here: str) -> tuple[str, ...]:
 
 
 def _deferral_text(deferral: Deferral, promise: Promise) -> str:
-    """`asked below 0.669, for 1.1 % of answers: 99.1 % right with it, 98.7 % without`."""
+    """`asked below 0.669, for 1.1 % (0.3 to 2.9) of answers: 99.1 % (97.2 to 100.0) right with it, 98.7 % without`."""
     below = "never asked" if deferral.defer_below is None else f"asked below {deferral.defer_below:.3g}"
-    shares = f"{promise.offload:.1%} of answers: {promise.accuracy:.1%} right with it, {promise.alone:.1%} without"
-    return f"{below}, for {shares}"
+    offload = f"{promise.offload:.1%}{_between(promise.offload_within)} of answers"
+    together = f"{promise.accuracy:.1%}{_between(promise.accuracy_within)} right with it"
+    return f"{below}, for {offload}: {together}, {promise.alone:.1%} without"
+
+
+def _between(within: tuple[float, float] | None) -> str:
+    return "" if within is None else f" ({100 * within[0]:.1f} to {100 * within[1]:.1f})"
 
 
 def _show_facts(file: Path, facts: ModelFacts) -> None:

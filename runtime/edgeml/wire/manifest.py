@@ -199,7 +199,10 @@ class Requirement(_Record, frozen=True):
 
 
 class Promise(_Record, frozen=True):
-    """What a deferral gave on `n` samples, each judged by a choice that it had no part in; shares (0 to 1)."""
+    """What a deferral gives, by `n` samples, less what choosing it on them flatters; shares (0 to 1).
+
+    Of 20 fields of n samples or more, of the same kind and independent, 19 show both shares in their intervals.
+    """
 
     accuracy: Share  # of device and cloud together
     offload: Share  # of the answers, asked of the cloud
@@ -207,6 +210,8 @@ class Promise(_Record, frozen=True):
     ece: Share  # expected calibration error of the device's confidence
     n: Count  # samples
     cloud: Share | None = None  # accuracy on what it is asked; none: the source's own answers
+    accuracy_within: tuple[Share, Share] | None = None  # lowest and highest; none: made before there were intervals
+    offload_within: tuple[Share, Share] | None = None  # lowest and highest
 
 
 class Deferral(_Record, frozen=True):

@@ -11,8 +11,9 @@ Chosen is the least offload whose bounds hold: accuracy at least A and offload a
 1934), at 99 % if that can be had, else at 95 % or 80 %; else the threshold within B with the best bound. What judges the choice
 are bounds at 95 %: one that only just holds on the samples that found it would not on others.
 
-The promise is cross-fitted: for each of `FOLDS` parts temperature and threshold are found on the others, as they are for the
-whole, and what they give on this part is counted. No sample is promised by a choice that it had a part in.
+The promise is what the threshold gives on the samples that chose it, less what choosing flatters: for each of `FOLDS` parts a
+threshold is found on the others, as it is for the whole, and its shares on those less its shares on this part are that.
+It says where a field of as many samples will be: both lie in their intervals at 95 %, each at 97.5 % (Bonferroni).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.parity.answers import post_processing, probabilities
+from edgeml.exporter.parity.bounds import MISS, field_interval, high_bound, low_bound
 from edgeml.exporter.parity.compare import Outputs, TaskKind
 from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
 from edgeml.exporter.parity.metrics import Flags, Floats
@@ -34,7 +36,6 @@ from edgeml.wire.manifest import Deferral, PostProcessing, Promise, Status
 
 DEFER_SHARE: Final = 0.05  # of the samples, where nothing else was asked for: those the artifact is least sure of
 FOLDS: Final = 5
-MISS: Final = 0.05  # how often a one-sided bound may be wrong
 MISSES: Final = (0.01, 0.05, 0.2)  # of the bounds that choose, the surest first
 
 
@@ -127,9 +128,10 @@ def defer(
     case = _Case(post, got[post.output], labels, cloud)
     temperature = case.fit()
     answers = case.answers(temperature)
-    promise = _promise(case, goal)
+    threshold = choose(answers, goal, len(labels))
+    promise = _promise(case, goal, answers, threshold)
     status, reason = ("pass", None) if goal is None else _verdict(goal, promise, answers)
-    return Deferred(Deferral(temperature, choose(answers, goal, len(labels)), promise), status, reason)
+    return Deferred(Deferral(temperature, threshold, promise), status, reason)
 
 
 def _are_classes(labels: Array, post: PostProcessing, outputs: Outputs) -> bool:
@@ -153,18 +155,6 @@ def choose(answers: _Answers, goal: DeferGoal | None, count: int) -> float:
     return float(curve.thresholds[allowed][surely[allowed].argmax()])
 
 
-def low_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
-    """Clopper and Pearson's lower bound of shares; of a mean of values between 0 and 1 it is rather below that."""
-    from scipy.special import betaincinv  # the beta distribution's quantile, without all that comes with scipy.stats
-
-    hits = shares * count
-    return np.where(hits > 0, betaincinv(np.maximum(hits, 1e-9), count - hits + 1, miss), 0.0)
-
-
-def high_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
-    return 1.0 - low_bound(1.0 - shares, count, miss)
-
-
 def tidy(threshold: float) -> float:
     return float(f"{threshold:.6g}")
 
@@ -185,29 +175,71 @@ def _between(low: float, high: float) -> float:
     return middle if low < middle <= high else high
 
 
-def _promise(case: _Case, goal: DeferGoal | None) -> Promise:
+def _promise(case: _Case, goal: DeferGoal | None, answers: _Answers, threshold: float) -> Promise:
     count = len(case.labels)
     folds = np.random.default_rng(0).permutation(count) % FOLDS
-    confidence, asked = np.zeros(count), np.zeros(count, np.bool_)
+    confidence = np.zeros(count)
+    chosen, kept_out = _Tally(), _Tally()
     for fold in np.unique(folds):
         here = folds == fold
         rest = case.part(~here) if count > 1 else case
         temperature = rest.fit()
-        confidence[here] = case.part(here).answers(temperature).confidence
-        asked[here] = confidence[here] < choose(rest.answers(temperature), goal, count)
-    right = case.answers(1.0).right
+        others, own = rest.answers(temperature), case.part(here).answers(temperature)
+        below = choose(others, goal, count)
+        confidence[here] = own.confidence
+        chosen.add(others, below)
+        kept_out.add(own, below)
+    whole = _Tally()
+    whole.add(answers, threshold)
+    asks = whole.asked > 0  # a device that never asks will not
+    accuracy = _within(whole.accuracy - (chosen.accuracy - kept_out.accuracy))
+    offload = _within(whole.offload - (chosen.offload - kept_out.offload)) if asks else 0.0
     return Promise(
-        accuracy=_share(np.where(asked, case.cloud, right)),
-        offload=_share(asked),
-        alone=_share(right),
-        ece=float(f"{calibration_error(confidence, right):.6f}"),
+        accuracy=_tidy_share(accuracy),
+        offload=_tidy_share(offload),
+        alone=_tidy_share(float(answers.right.mean())),
+        ece=_tidy_share(calibration_error(confidence, answers.right)),
         n=count,
         cloud=None if goal is None else goal.cloud,
+        accuracy_within=_interval(accuracy, count),
+        offload_within=_interval(offload, count) if asks else (0.0, 0.0),
     )
 
 
-def _share(values: Array) -> float:
-    return float(f"{values.mean():.6f}")
+@dataclass(slots=True)
+class _Tally:
+    """Samples, those that are asked about, and right answers of device and cloud together."""
+
+    count: int = 0
+    asked: int = 0
+    right: float = 0.0
+
+    def add(self, answers: _Answers, threshold: float) -> None:
+        asked = answers.confidence < threshold
+        self.count += len(asked)
+        self.asked += int(asked.sum())
+        self.right += float(np.where(asked, answers.cloud, answers.right).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.count
+
+    @property
+    def offload(self) -> float:
+        return self.asked / self.count
+
+
+def _interval(share: float, count: int) -> tuple[float, float]:
+    low, high = field_interval(share, count, MISS / 2)
+    return _tidy_share(low), _tidy_share(high)
+
+
+def _within(share: float) -> float:
+    return min(1.0, max(0.0, share))
+
+
+def _tidy_share(value: float) -> float:
+    return float(f"{value:.6f}")
 
 
 def _verdict(goal: DeferGoal, promise: Promise, answers: _Answers) -> tuple[Status, str | None]:

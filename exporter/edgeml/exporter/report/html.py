@@ -45,7 +45,8 @@ def to_html(report: Report) -> str:
         size=text.size, share=text.share, metric_value=text.metric_value,
         error=text.error, points=text.points, seconds=text.seconds, between=text.between, where=text.where,
         decibels=text.decibels, class_name=text.class_name,
-        below=text.below, told=_told, layers_kept=_kept, FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
+        below=text.below, interval=text.interval, told=_told, layers_kept=_kept,
+        FORMATS=text.FORMATS, METRICS=text.METRICS, NOTHING=text.NOTHING,
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(
         report=report,

@@ -133,8 +133,13 @@ def with_cloud(deferral: Deferral | None) -> str | None:
     if deferral is None or deferral.promise is None:
         return None
     promise = deferral.promise
-    asked = f"asked for {share(promise.offload)} (below a confidence of {below(deferral)})"
-    return f"with the cloud {share(promise.accuracy)}, {asked}"
+    asked = f"asked for {share(promise.offload)}{interval(promise.offload_within)}, below a confidence of {below(deferral)}"
+    return f"with the cloud {share(promise.accuracy)}{interval(promise.accuracy_within)}, {asked}"
+
+
+def interval(within: tuple[float, float] | None) -> str:
+    """` (93.2 to 96.1)`, in percent."""
+    return "" if within is None else f" ({100 * within[0]:.1f} to {100 * within[1]:.1f})"
 
 
 def below(deferral: Deferral) -> str:
