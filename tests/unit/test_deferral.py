@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import betabinom, binom
 
 from edgeml.exporter.parity.answers import probabilities
-from edgeml.exporter.parity.bounds import field_interval, high_bound, low_bound
+from edgeml.exporter.parity.bounds import field_interval, high_bound, least_share, low_bound
 from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
 from edgeml.exporter.parity.deferral import Deferred, check_goal, defer, source_post
 from edgeml.exporter.plan import DeferGoal
@@ -107,6 +107,13 @@ def test_without_labels_there_is_a_threshold_and_no_promise() -> None:
     found = defer(SHARES, {"z": pairs([0.6])}, {"z": pairs(np.linspace(0.5, 1.0, 101).tolist())}, None).deferral
     assert found.defer_below == pytest.approx(0.525)
     assert (found.temperature, found.promise) == (1.0, None)
+
+
+@pytest.mark.parametrize(("goal", "count"), [(0.93, 400), (0.5, 30), (0.999, 5000)])
+def test_the_least_share_is_the_one_whose_bound_just_meets_the_goal(goal: float, count: int) -> None:
+    least = least_share(goal, count)
+    assert float(low_bound(np.asarray(least), count)) == pytest.approx(goal, abs=1e-9)
+    assert least_share(0.999, 100) > 1  # a hundred samples prove no more than 97 %
 
 
 @pytest.mark.parametrize("hits", [0, 1, 40, 199, 200])

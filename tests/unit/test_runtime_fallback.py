@@ -151,9 +151,31 @@ def test_the_cloud_is_asked_for_a_reason(
 
 def test_a_cloud_that_comes_first_leaves_the_device_its_time() -> None:
     policy = Policy("prefer-cloud", deadline_s=0.2)
-    assert fallback.cloud_share_s(policy, 0.05, 0.01) == pytest.approx(0.12)  # 0.2, less 0.01, 0.05 and a tenth
-    assert fallback.cloud_share_s(policy, 0.05, 0.19) == 0
-    assert fallback.cloud_share_s(policy, None, 0.05) == pytest.approx(0.13)
+    assert fallback.cloud_share_s(policy, 0.05, 0.01, 0.02) == pytest.approx(0.12)  # 0.2, less 0.01, 0.05 and 0.02
+    assert fallback.cloud_share_s(policy, 0.05, 0.19, 0.02) == 0
+    assert fallback.cloud_share_s(policy, None, 0.05, 0.02) == pytest.approx(0.13)
+
+
+def test_what_is_kept_free_for_waking_up_follows_the_worst_lateness_between_a_tenth_and_a_half_of_the_deadline() -> None:
+    policy, state = Policy(deadline_s=0.2), State()
+    assert fallback.wake_reserve_s(state, policy) == pytest.approx(0.02)
+    for late_s, kept_s in ((0.001, 0.02), (0.04, 0.06), (0.002, 0.06), (0.5, 0.1)):
+        state = fallback.woke(state, late_s)
+        assert fallback.wake_reserve_s(state, policy) == pytest.approx(kept_s)
+    for _ in range(fallback.LATENESSES):
+        state = fallback.woke(state, 0.0)
+    assert fallback.wake_reserve_s(state, policy) == pytest.approx(0.02)  # the board is quiet again
+
+
+def test_a_board_that_wakes_threads_late_gives_the_cloud_less(model: Model) -> None:
+    cloud, gate = FakeCloud(says_high), CloudGate(Policy(deadline_s=5))
+    with Hybrid(model, cloud, gate) as hybrid:
+        hybrid.run({"x": UNSURE})
+        gate.woke(2.0)
+        hybrid.run({"x": UNSURE})
+    usual, less = cloud.asked
+    assert 4 < usual <= 4.5
+    assert 1.5 < less <= 2.5  # half of the deadline is kept at most
 
 
 class FakeCloud:

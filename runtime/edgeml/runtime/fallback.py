@@ -6,6 +6,7 @@
 - The circuit breaker opens after three failures in a row and lets one probe through after a delay that doubles with every
   failed probe.
 - Bytes and money are budgets of a day of the clock that `now` comes from, for all models of a device together.
+- A busy board wakes threads late. Each wait tells how late, and what is kept free at the end of a deadline follows the worst.
 - A call that takes longer than nineteen of twenty did may be asked once more beside the first: a hedge. Each call earns
   `hedge_share` of one, so that hedges never are more than that share of the calls.
 """
@@ -22,7 +23,10 @@ Refusal = Literal["breaker_open", "probing", "budget"]
 MODES: Final[tuple[Mode, ...]] = ("prefer-device", "prefer-cloud", "device-only", "cloud-only")
 DAY_S: Final = 86_400.0
 FAILURES_TO_OPEN: Final = 3
-WAKE_SHARE: Final = 0.1  # of the deadline: a busy board wakes threads late
+WAKE_SHARE: Final = 0.1  # of the deadline, kept free at least: how late a thread is woken up is known from earlier ones only
+MOST_WAKE_SHARE: Final = 0.8  # kept free at most: the answer in time comes first, and a near cloud needs no more
+WAKE_FACTOR: Final = 2.0  # times the worst lateness of late
+LATENESSES: Final = 64  # newest calls whose lateness counts
 MEGABYTE: Final = 1_000_000
 LATENCIES: Final = 64  # newest ones, that tell a slow call
 LEAST_LATENCIES: Final = 20  # fewer have no slowest twentieth
@@ -67,7 +71,10 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the policy remembers of one endpoint. `hedges` were earned and not used; `latencies_s` ends with the newest."""
+    """What the policy remembers of one endpoint.
+
+    `hedges` were earned and not used. `latencies_s` of calls and `lateness_s` of threads that waited for them: newest last.
+    """
 
     breaker: Breaker = Breaker()
     day: int = 0
@@ -75,6 +82,7 @@ class State:
     spent_cost: float = 0.0
     hedges: float = 0.0
     latencies_s: tuple[float, ...] = ()
+    lateness_s: tuple[float, ...] = ()
 
 
 def reason_before(policy: Policy, device_latency_s: float | None) -> Reason | None:
@@ -150,14 +158,25 @@ def folded(estimate_s: float | None, latency_s: float) -> float:
     return latency_s if estimate_s is None else estimate_s + _SLOW_SHARE * (latency_s - estimate_s)
 
 
-def cloud_share_s(policy: Policy, device_latency_s: float | None, elapsed_s: float) -> float:
+def woke(state: State, late_s: float) -> State:
+    """A thread that waited for the cloud was woken up so much too late, at the worst time of one call."""
+    return replace(state, lateness_s=(*state.lateness_s, late_s)[-LATENESSES:])
+
+
+def wake_reserve_s(state: State, policy: Policy) -> float:
+    """How much of the deadline to keep free for the waking of the thread that waits."""
+    wanted = WAKE_FACTOR * max(state.lateness_s, default=0.0)
+    return min(max(WAKE_SHARE * policy.deadline_s, wanted), MOST_WAKE_SHARE * policy.deadline_s)
+
+
+def cloud_share_s(policy: Policy, device_latency_s: float | None, elapsed_s: float, wake_s: float) -> float:
     """How long the cloud may take so that the device's own answer still comes in time; 0 if there is no time left.
 
-    Where the device has answered already, or answers never (`cloud-only`), the cloud may take all that is left but for the time
-    in which a thread that waits is woken up.
+    Where the device has answered already, or answers never (`cloud-only`), the cloud may take what is left but for `wake_s`, in
+    which the thread that waits is woken up.
     """
     reserve = device_latency_s or 0.0 if policy.mode == "prefer-cloud" else 0.0
-    return max(0.0, (1 - WAKE_SHARE) * policy.deadline_s - elapsed_s - reserve)
+    return max(0.0, policy.deadline_s - wake_s - elapsed_s - reserve)
 
 
 def _of_today(state: State, now: float) -> State:

@@ -60,6 +60,13 @@ class CloudGate:
             self._state, granted = fallback.may_hedge(self._state, self.policy, self._clock(), size_bytes)
         return granted
 
+    def wake_reserve_s(self) -> float:
+        return fallback.wake_reserve_s(self._state, self.policy)
+
+    def woke(self, late_s: float) -> None:
+        with self._lock:
+            self._state = fallback.woke(self._state, late_s)
+
     def succeeded(self, received_bytes: int, latency_s: float) -> None:
         with self._lock:
             self._state = fallback.succeeded(self._state, self.policy, received_bytes, latency_s)

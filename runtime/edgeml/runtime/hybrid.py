@@ -5,7 +5,8 @@
     result = hybrid.run({"audio": window})      # result.source says who answered, result.fallback why
 
 Cloud calls run in a small pool of threads and are left behind when their time is up. One that takes longer than most is asked
-once more beside the first, and the first usable answer counts.
+once more beside the first, and the first usable answer counts. The thread that waits wakes up ever more often towards the end:
+so it learns how late this board wakes threads up, and keeps that much of the deadline free.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ Redact = Callable[[dict[str, Array]], Mapping[str, Array] | None]
 
 CLOUD_CALLS: Final = 4  # at once; a fifth is refused rather than queued behind slow ones
 _RETRY_SHARE: Final = 0.9  # while the cloud stands in, the latency estimate sinks towards this: the device is tried again
+_NAP_SHARE: Final = 0.25  # of what is left to wait, until the next look at the clock
+_LEAST_NAP_S: Final = 0.005
 _HEADER_BYTES: Final = 512  # about what JSON and HTTP headers add to the tensors
 
 
@@ -166,7 +169,8 @@ class Hybrid:
         shown = self._shown(with_batch)
         if shown is None:
             return _Failure("withheld", LinkError("the cloud is not asked: the application keeps these inputs on the device"))
-        share_s = fallback.cloud_share_s(self.policy, self.device_latency_s, time.monotonic() - started)
+        elapsed_s, wake_s = time.monotonic() - started, self._gate.wake_reserve_s()
+        share_s = fallback.cloud_share_s(self.policy, self.device_latency_s, elapsed_s, wake_s)
         if share_s <= 0:
             return _Failure("deadline", TooSlowError("no time is left to ask the cloud"))
         if not self._busy.acquire(blocking=False):
@@ -218,12 +222,23 @@ class Hybrid:
                 else:
                     self._busy.release()
         while True:
-            done, calls = wait(calls, timeout=max(0.0, ends - time.monotonic()), return_when=FIRST_COMPLETED)
+            done, calls = self._wait(calls, ends)
             if not done:
                 raise FutureTimeoutError
             answered = [call for call in done if call.exception() is None]
             if answered or not calls:
                 return (answered or [*done])[0].result()
+
+    def _wait(self, calls: set[Future[Answer]], ends: float) -> tuple[set[Future[Answer]], set[Future[Answer]]]:
+        """(done, not done), as soon as one is done or time is up."""
+        worst, done, now = 0.0, set[Future[Answer]](), time.monotonic()
+        while not done and now < ends:
+            wakes = min(ends, now + max(_LEAST_NAP_S, _NAP_SHARE * (ends - now)))
+            done, calls = wait(calls, timeout=wakes - now, return_when=FIRST_COMPLETED)
+            now = time.monotonic()
+            worst = max(worst, now - wakes)
+        self._gate.woke(worst)
+        return done, calls
 
     def _submit(self, inputs: Mapping[str, Array], identifier: str, ends: float) -> Future[Answer]:
         return self._threads.submit(self._infer, inputs, identifier, max(0.001, ends - time.monotonic()))

@@ -23,6 +23,19 @@ def high_bound(shares: Floats, count: int, miss: float = MISS) -> Floats:
     return 1.0 - low_bound(1.0 - shares, count, miss)
 
 
+def least_share(goal: float, count: int, miss: float = MISS) -> float:
+    """The least share of samples whose lower bound is no lower than `goal`; above 1 if no share's is."""
+    from scipy.special import betaincinv
+
+    low, high = 0.0, float(count)
+    if betaincinv(high, 1.0, miss) < goal:
+        return 2.0
+    for _ in range(50):  # bisection: the bound grows with the share
+        middle = (low + high) / 2
+        low, high = (middle, high) if betaincinv(middle, count - middle + 1, miss) < goal else (low, middle)
+    return high / count
+
+
 def field_interval(share: float, count: int, miss: float = MISS) -> tuple[float, float]:
     """Where the share of `count` further samples lies but for `miss` of all times, if it was `share` of `count`.
 

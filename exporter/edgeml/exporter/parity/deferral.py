@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from edgeml.exporter.parity.answers import post_processing, probabilities
-from edgeml.exporter.parity.bounds import MISS, field_interval, high_bound, low_bound
+from edgeml.exporter.parity.bounds import MISS, field_interval, high_bound, least_share, low_bound
 from edgeml.exporter.parity.compare import Outputs, TaskKind
 from edgeml.exporter.parity.confidence import calibration_error, fit_temperature
 from edgeml.exporter.parity.metrics import Flags, Floats
@@ -147,12 +147,12 @@ def choose(answers: _Answers, goal: DeferGoal | None, count: int) -> float:
     if goal is None:
         return float(curve.thresholds[int(np.abs(curve.offload - DEFER_SHARE).argmin())])
     for miss in MISSES:
-        surely, most = low_bound(curve.accuracy, count, miss), high_bound(curve.offload, count, miss)
-        allowed = (most <= goal.offload) | (curve.offload == 0.0)  # a device that never asks stays within any
-        good = np.flatnonzero(allowed & (surely >= goal.accuracy))
+        allowed = 1 - curve.offload >= least_share(1 - goal.offload, count, miss)
+        allowed[0] = True  # a device that never asks stays within any offload
+        good = np.flatnonzero(allowed & (curve.accuracy >= least_share(goal.accuracy, count, miss)))
         if len(good):
             return float(curve.thresholds[good[0]])
-    return float(curve.thresholds[allowed][surely[allowed].argmax()])
+    return float(curve.thresholds[allowed][curve.accuracy[allowed].argmax()])
 
 
 def tidy(threshold: float) -> float:
