@@ -10,12 +10,14 @@ Every persisted step (open for writing, write, fsync, rename, delete, folder, SQ
     readonly   the same with EROFS
     torn       the step is done, the file is cut to half, SIGKILL: a power cut on a disk that lies about fsync
 
-Then the device starts again, as a new process, and must come to the version that is wanted, and answer all the time.
+Then the device starts again, as a new process, and must come to the version that is wanted, and answer all the time. On that
+version it brings a sample to the service; then somebody asks it to forget, while another sample waits.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import json
 import os
@@ -171,6 +173,9 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
     from edgeml.runtime import reuse
     from edgeml.runtime.config import load_config
     from edgeml.runtime.device import Device, Workers
+    from edgeml.runtime.errands import Budget, Errands
+    from edgeml.runtime.forget import SAMPLES, Wish, erase_beside
+    from edgeml.runtime.samples import SampleFolder
     from edgeml.simulation.shared import Models, SharedEngine
     from tests.unit.bundles import samples
 
@@ -181,12 +186,23 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
     config = load_config(folder / "agent.toml")
     pool = urllib3.PoolManager(retries=False)
     device = Device(config, engine=engine, sensor=engine, workers=workers, pool=pool, now=lambda: clock[0], jitter=lambda: 0.5)
+    poller, samples_ = device.conversation.poller, SampleFolder(config.data / SAMPLES, cap_bytes=1000)
+    assert poller is not None
+    wish = Wish(config.data, clock=lambda: clock[0])
+    errands = Errands(
+        poller, device.spool, wish, samples_, Budget(config.data / SAMPLES / "sent.json", 10**6),
+        ask=lambda job: job(), clock=lambda: clock[0], jitter=lambda: 0.5,
+    )  # fmt: skip
+    owner = Owner(samples_, wish)
     device.start()
     answered = _answers(engine)
     in_trouble = 0
     for _ in range(MOST_TICKS):
         device.conversation._ask_at = device.conversation._post_at = 0.0  # the clock of this test, not the wall's
         device.tick()
+        if wish.is_new():
+            erase_beside(config, wish, device.spool, samples_, has_service=True)
+        errands.tick()
         clock[0] += STEP_S
         answered = _answers(engine) and answered
         in_trouble += disk.is_broken
@@ -197,7 +213,9 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
             disk.is_broken, disk.fault = False, None  # somebody has freed the disk
         update = device.update("toy")
         wanted = update is not None and update.stage == "confirmed" and update.active == update.wanted
-        if wanted and not disk.is_broken and len(device.spool) == 0:
+        if wanted:
+            owner.look()
+        if owner.is_content and not disk.is_broken and len(device.spool) == 0:
             break
     update = device.update("toy")
     assert update is not None
@@ -208,7 +226,30 @@ def live(folder: Path, disk: Disk, *, is_second: bool) -> dict[str, Any]:
         "version": device.version("toy", update.active),
         "steps": disk.steps,
         "waiting": len(device.spool),
+        "forgotten": owner.is_content,
     }
+
+
+class Owner:
+    """Whose device it is: takes a sample, and when it has left, another one, and asks the device to forget."""
+
+    def __init__(self, samples: Any, wish: Any) -> None:
+        self._samples, self._wish = samples, wish
+        self._has_taken = self._has_asked = False
+
+    @property
+    def is_content(self) -> bool:
+        return self._has_asked and not self._wish.is_there and len(self._samples) == 0
+
+    def look(self) -> None:
+        if not self._has_taken:
+            self._has_taken = self._samples.add("first", b"first", self._samples.epoch)
+            return
+        is_ready = not self._has_asked and len(self._samples) == 0
+        if is_ready and self._samples.add("second", b"second", self._samples.epoch):
+            with contextlib.suppress(OSError):  # the disk does not take it: later
+                self._wish.ask()
+                self._has_asked = True
 
 
 def _answers(engine: Any) -> bool:

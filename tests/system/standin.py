@@ -93,6 +93,8 @@ class Service:
         self.gives_ranges = True
         self.ranges: list[tuple[int, int]] = []
         self.requests: list[str] = []
+        self.samples: list[bytes] = []
+        self.forgotten: list[int] = []  # numbers up to which a device asked to be forgotten
         self._port = port
         self._server: ThreadingHTTPServer | None = None
         self.heard = threading.Condition()
@@ -190,7 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
             return self._answer(None, status=401)
+        if self.path == "/v1/samples":
+            self.service.samples.append(body)
+            return self._answer(b"")
         items = json.loads(body)
+        if self.path == "/v1/forget":
+            self.service.forgotten.append(items["before_seq"])
+            return self._answer(b"")
         self.service.hear(items)
         return self._answer(json.dumps({"accepted": len(items)}).encode())
 

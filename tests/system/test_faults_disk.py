@@ -58,6 +58,8 @@ class Table:
         assert {"shadow", "soaking"} <= {report["state"] for report in self._service.reports.values()}
         self.steps: list[str] = calm["steps"]
         assert any(".parts" in step for step in self.steps)  # the bundle was built from blobs
+        assert {"replace forget.json", "replace samples/sent.json", "replace samples/second.sample"} <= set(self.steps)
+        assert (self._service.samples, len(self._service.forgotten)) == ([b"first"], 1)
 
     def points(self) -> list[int]:
         """Numbers of the steps, each kind of step at its first, second and last time."""
@@ -91,6 +93,8 @@ class Table:
             return f"{where}: {[life.get('raised') and life for life in lives]}"
         if second is None or (second["stage"], second["version"]) != ("confirmed", "1.1.0"):
             return f"{where}: ended at {second and {**second, 'steps': len(second['steps'])}}"
+        if not second["forgotten"]:
+            return f"{where}: what was to be forgotten is still here"
         if not all(life["answered"] for life in lives):
             return f"{where}: a call was not answered"
         if any(life["defects"] for life in lives):

@@ -19,7 +19,7 @@ from edgeml.runtime.forget import Wish
 from edgeml.runtime.model import Model
 from edgeml.runtime.samples import QUEUE, Redact, SampleFolder, Sampler, sample_hook
 from edgeml.runtime.spool import Spool
-from edgeml.wire.errors import ConfigError, LinkError, ServiceError
+from edgeml.wire.errors import ConfigError, EnvironmentProblem, LinkError, ServiceError
 from edgeml.wire.samples import decode_sample
 from tests.unit.bundles import make_bundle, samples
 
@@ -163,6 +163,14 @@ def test_a_day_has_its_bytes_over_restarts_and_the_next_day_anew(tmp_path: Path)
     assert Budget(path, 250, lambda: now[0]).spend(250)
     path.write_bytes(b"torn")
     assert Budget(path, 250, lambda: now[0]).spend(250)
+
+
+def test_what_the_disk_cannot_count_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    budget = Budget(tmp_path / "file" / "sent.json", 250)
+    for _ in range(2):
+        with pytest.raises(EnvironmentProblem, match="the disk does not take the count"):
+            budget.spend(100)
 
 
 class Poller:

@@ -6,7 +6,6 @@ with Agent("agent.toml") as agent:
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import fcntl
 import os
@@ -23,7 +22,7 @@ from edgeml.runtime.backends import Array
 from edgeml.runtime.config import AgentConfig, load_config
 from edgeml.runtime.device import Device, Job, Workers
 from edgeml.runtime.errands import Budget, Errands
-from edgeml.runtime.forget import SAMPLES, Wish, erase
+from edgeml.runtime.forget import SAMPLES, Wish, erase_beside
 from edgeml.runtime.home_assistant import HomeAssistant, Shown
 from edgeml.runtime.host import Host, software
 from edgeml.runtime.http import make_pool
@@ -195,11 +194,7 @@ class Agent:
     def _forget(self) -> None:
         self._device.flush()  # what is in memory goes with the rest
         self._device.drift.clear()
-        before_seq = erase(self.config, self._device.spool, self._samples)
-        with contextlib.suppress(OSError):  # a full disk: the next look does it again
-            self._wish.erased(before_seq)
-            if self._errands is None:
-                self._wish.fulfil()
+        erase_beside(self.config, self._wish, self._device.spool, self._samples, has_service=self._errands is not None)
 
     def _make_home(self) -> HomeAssistant | None:
         table = self.config.home_assistant

@@ -20,7 +20,7 @@ from edgeml.runtime.forget import Wish
 from edgeml.runtime.polling import Poller
 from edgeml.runtime.samples import SampleFolder
 from edgeml.runtime.spool import Spool
-from edgeml.wire.errors import EdgemlError, ServiceError
+from edgeml.wire.errors import EdgemlError, EnvironmentProblem, ServiceError
 from edgeml.wire.structs import learn
 
 PAUSE_S: Final = 2.0  # between two samples: they are nobody's hurry
@@ -47,7 +47,11 @@ class Budget:
             self._sent = _Sent()
 
     def spend(self, size: int) -> bool:
-        """Whether today allows it; then it counts as sent. A disk that does not take the number allows nothing."""
+        """Whether today allows it; then it counts as sent.
+
+        Raises:
+            EnvironmentProblem: the disk does not take the count, and so nothing may be sent.
+        """
         day = datetime.fromtimestamp(self._now(), UTC).date().isoformat()
         spent = size + (self._sent.bytes if day == self._sent.day else 0)
         if spent > self._daily_bytes:
@@ -55,8 +59,8 @@ class Budget:
         sent = _Sent(day, spent)
         try:
             write_file(self._path, msgspec.json.encode(sent))
-        except OSError:
-            return False
+        except OSError as error:
+            raise EnvironmentProblem("samples wait: the disk does not take the count of their bytes", got=str(error)) from error
         self._sent = sent
         return True
 

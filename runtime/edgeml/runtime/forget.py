@@ -13,6 +13,7 @@ Versions, their state, the trust and the settings stay: they say nothing of what
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,15 @@ def erase_alone(config: AgentConfig, wish: Wish) -> None:
         wish.fulfil()
     finally:
         spool.close()
+
+
+def erase_beside(config: AgentConfig, wish: Wish, spool: Spool, samples: SampleFolder | None, *, has_service: bool) -> None:
+    """Erase in a running agent; a full disk leaves the wish as it was, and the next look does it again."""
+    before_seq = erase(config, spool, samples)
+    with contextlib.suppress(OSError):
+        wish.erased(before_seq)
+        if not has_service:
+            wish.fulfil()
 
 
 def erase(config: AgentConfig, spool: Spool, samples: SampleFolder | None) -> int:
