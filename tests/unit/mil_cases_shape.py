@@ -74,6 +74,8 @@ SHAPES = [
     case("concat", lambda mb, a, b: mb.concat(values=(a, b), axis=-1), (X, X[..., :2]), lambda a, b: np.concatenate([a, b], -1)),
     case("concat", lambda mb, a, b: mb.concat(values=(a, b), axis=1, interleave=True), (X, -X),
          lambda a, b: np.stack([a, b], 2).reshape(2, 6, 4), "interleave", fixed=False),
+    case("concat", lambda mb, a: mb.concat(values=[mb.gather(x=a, indices=i, axis=0) for i in (2, 0)], axis=0), X[0, 0],
+         lambda x: x[[2, 0]], "numbers"),
     case("stack", lambda mb, a, b: mb.stack(values=(a, b), axis=1), (X, -X), lambda a, b: np.stack([a, b], 1)),
     case("split", lambda mb, a: mb.split(x=a, num_splits=2, axis=-1), X, lambda x: np.split(x, 2, -1), "even"),
     case("split", lambda mb, a: mb.split(x=a, split_sizes=[1, 3], axis=2), X, lambda x: [x[..., :1], x[..., 1:]], "sizes"),

@@ -15,27 +15,27 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from edgeml.exporter.axes import fixed_axes
 from edgeml.exporter.calibrate.feeds import Feeds
 from edgeml.exporter.calibrate.stored import map_arrays
 from edgeml.exporter.contents import contents
+from edgeml.exporter.free import FreeAxis
 from edgeml.exporter.golden import ModelFile, make_golden
 from edgeml.exporter.metric import AUTO, Metric
 from edgeml.exporter.parity import FLOAT_LIMIT, TaskKind, answers, bind, compare, score
 from edgeml.exporter.parity.classes import ClassEvidence, class_evidence
 from edgeml.exporter.parity.deferral import defer
-from edgeml.exporter.parity.metrics import max_abs
 from edgeml.exporter.plan import DeferGoal
 from edgeml.exporter.precision import CALIBRATED, INTEGERS, Ranges
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.reference import answer_counts
 from edgeml.exporter.report.structs import verdict_of
+from edgeml.exporter.resized import check_sizes, check_stacked, describe_free, refuse_fixed
 from edgeml.exporter.samples import Samples, make_samples
 from edgeml.exporter.source.model import names, read_arrays
 from edgeml.runtime.backends import Array, EngineOptions, OpenBackend, opener
 from edgeml.runtime.session import Session
 from edgeml.wire.canonical import sha256_hex
-from edgeml.wire.errors import EdgemlError, ParityError, PlanError
+from edgeml.wire.errors import EdgemlError, PlanError
 from edgeml.wire.manifest import (
     Artifact,
     Binding,
@@ -54,7 +54,6 @@ from edgeml.wire.manifest import (
 LATENCY_RUNS: Final = 50
 WARM_RUNS: Final = 5
 WRONG_KERNELS: Final = "are {:.1f} times as far from the source as its default ones on this file: golden vectors refuse them"
-STACKED: Final = 3  # samples of one call; neither 1 nor 2, which converters are shown
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -77,6 +76,7 @@ class Trial(msgspec.Struct, frozen=True):
     whole: bool = False  # int8 of TFLite computes nothing in float, as microcontrollers want it
     steps: int = 1  # consecutive samples that are one sequence
     second: tuple[str, str] | None = None  # inputs and the source's outputs with named axes of another size
+    free: tuple[FreeAxis, ...] = ()  # that artifacts of every format must have
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -132,13 +132,17 @@ def judge(
         engine = f"{backend.engine} {backend.version}"
         got = answers(session.run, samples, asked.signature)
         latency = _latency(session, samples, asked.signature)
+        refuse_fixed(asked.signature, bindings[0], asked.free)
+        notes = [*notes, *describe_free(asked.free)]
         if precision == "fp32":
-            _check_stacked(session, samples, got)
-        notes = [*notes, *_check_sizes(session, asked, bindings[0], precision)]
-    parity = compare(
-        reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
-        exact=_exact(file, samples, asked.signature) if precision in INTEGERS and format != "coreml" else None,
-    )  # fmt: skip
+            check_stacked(session, samples, got, asked.free)
+        notes += _resized(session, asked, bindings[0], precision)
+        parity = compare(
+            reference, got, task=asked.task, where=where, limit=FLOAT_LIMIT, precision=precision, scores=asked.scores,
+            exact=_exact(file, samples, asked.signature) if precision in INTEGERS and format != "coreml" else None,
+        )  # fmt: skip
+        if asked.free and precision not in {"fp32", "int8-dynamic"}:  # where one range is for the whole call
+            check_stacked(session, samples, got, asked.free, max(parity.max_abs, FLOAT_LIMIT))
     found, operators = contents(format, data)
     artifact = Artifact(
         format=format, precision=precision, precision_found=found, sha256=sha256_hex(data), bytes=len(data),
@@ -291,46 +295,12 @@ def _exact(file: ModelFile, samples: Samples, signature: Signature) -> Mapping[s
         return None  # kernels that cannot run it have no error to tell apart
 
 
-def _check_sizes(session: Session, trial: Trial, inputs: tuple[Binding, ...], precision: Precision) -> list[str]:
-    """Named axes must take another size too, unless the artifact has them at one size: then a note says so.
-
-    Raises:
-        ParityError: it answers otherwise than the source there.
-    """
+def _resized(session: Session, trial: Trial, inputs: tuple[Binding, ...], precision: Precision) -> list[str]:
     if trial.second is None:
         return []
-    if fixed := fixed_axes(trial.signature, inputs):
-        return [f"axis {name!r} is fixed at {size}, the samples' size" for name, size in fixed.items()]
     given = make_samples(read_arrays(trial.second[0], names(trial.signature.inputs)))
     wanted = read_arrays(trial.second[1], names(trial.signature.outputs))
-    got = answers(session.run, given, trial.signature)
-    for name, values in wanted.items():
-        if precision == "fp32" and (got[name].shape != values.shape or max_abs(values, got[name]) > FLOAT_LIMIT):
-            raise ParityError(
-                f"output {name!r} at another size of the named axes is not the source's", hint="a converter froze it"
-            )
-    shapes = ", ".join(f"{name!r} {tuple(values.shape[1:])}" for name, values in given.inputs.items())
-    return [f"also run at another size of its named axes: {shapes}"]
-
-
-def _check_stacked(session: Session, samples: Samples, got: Mapping[str, Array]) -> None:
-    """Several samples in one call must be answered as each by itself: a converter may have frozen the example's batch.
-
-    Raises:
-        ParityError: they are not.
-    """
-    specs = (*session.signature.inputs, *session.signature.outputs)
-    if len(samples) < STACKED or not all(spec.has_batch for spec in specs):
-        return
-    stacked = session.run({name: values[:STACKED] for name, values in samples.inputs.items()})
-    for name, values in stacked.items():
-        error = max_abs(got[name][:STACKED], values)
-        if error > FLOAT_LIMIT:
-            raise ParityError(
-                f"output {name!r} for {STACKED} samples in one call differs from one call each",
-                expected=f"at most {FLOAT_LIMIT:g} of the range",
-                got=f"{error:.1e}",
-            )
+    return check_sizes(session, inputs, given, wanted, FLOAT_LIMIT if precision == "fp32" else None)
 
 
 def _latency(session: Session, samples: Samples, signature: Signature) -> tuple[float, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
+from edgeml.exporter.free import FreeAxis
 from edgeml.exporter.samples import Samples
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import EdgemlError, PlanError
@@ -48,18 +49,25 @@ def free_sizes(signature: Signature, *sets: Samples) -> dict[str, int]:
     return sizes
 
 
-def at_another_size(ask: Ask, samples: Samples, signature: Signature, sizes: Mapping[str, int]) -> tuple[
-    dict[str, Array], dict[str, Array]
-]:  # fmt: skip
+def at_another_size(
+    ask: Ask, samples: Samples, signature: Signature, sizes: Mapping[str, int], free: Sequence[FreeAxis] = ()
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """(inputs, outputs) of a few samples whose named axes were made longer, or shorter where the source takes nothing longer.
+
+    Where some of the axes are to be `free` in every format, those alone change, and stay within their ends.
 
     Raises:
         EdgemlError: the source takes no size but the samples' own; what it says of the first one tried.
     """
     few = {name: values[:SECOND_SAMPLES] for name, values in samples.inputs.items()}
+    ends = {axis.name: (axis.least, axis.most or size) for axis in free if (size := sizes.get(axis.name)) is not None}
     failure: EdgemlError | None = None
     for change in CHANGES:
-        inputs = _cycled(few, signature, {name: change(size) for name, size in sizes.items()})
+        changed = dict(sizes) if ends else {name: change(size) for name, size in sizes.items()}
+        changed |= {name: min(max(change(sizes[name]), least), most) for name, (least, most) in ends.items()}
+        if changed == sizes:
+            continue
+        inputs = _cycled(few, signature, changed)
         try:
             return inputs, ask(inputs)
         except EdgemlError as error:
@@ -68,15 +76,16 @@ def at_another_size(ask: Ask, samples: Samples, signature: Signature, sizes: Map
     raise failure
 
 
-def fixed_axes(signature: Signature, bindings: tuple[Binding, ...]) -> dict[str, int]:
-    """Named axes that an artifact has at one size only."""
+def fixed_axes(signature: Signature, bindings: tuple[Binding, ...], *, batch: bool = False) -> dict[str, int]:
+    """Named axes that an artifact has at one size only; `batch`: that of samples too."""
     specs = {spec.name: spec for spec in signature.inputs}
     found: dict[str, int] = {}
     for binding in bindings:
         spec = specs[binding.name]
         if len(binding.shape) != len(spec.shape):
             continue
-        for axis, name in free_axes(spec):
+        named = [*free_axes(spec), *([(0, BATCH)] if batch and spec.has_batch else [])]
+        for axis, name in named:
             size = binding.shape[binding.permute.index(axis) if binding.permute is not None else axis]
             if isinstance(size, int):
                 found[name] = size

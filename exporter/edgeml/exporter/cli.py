@@ -69,6 +69,10 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
         list[str] | None,
         typer.Option(metavar="INPUT=OUTPUT", help="A state that is handed from call to call; samples are sequences."),
     ] = None,
+    free: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS", help="NAME or NAME=MIN..MAX: an axis that every format keeps free, such as batch."),
+    ] = None,
     repair_time: Annotated[
         float,
         typer.Option(
@@ -90,7 +94,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
         source, to=to, precision=precision, target=target, out=out, calib=calib, evaluation=evaluation, max_drop=max_drop,
         name=name, version=version, labels=labels, task=task, seed=seed, trust=trust, time_limit_s=time_limit,
         memory_limit_gib=memory_limit, cache=not no_cache, ranges=ranges, signature=signature,
-        states=state or (), metric=metric,
+        states=state or (), free=free or (), metric=metric,
         repair_time_s=repair_time, defer=defer,
     )  # fmt: skip
     try:

@@ -79,8 +79,9 @@ class Lane:
     def _go_on(self, detour: Detour, out: Path, cache: Cache) -> tuple[list[str], bool]:
         """From the ONNX that a conversion left in `out`, in the worker of the format; gives notes, and whether it was kept."""
         half = out.replace(self.folder / f"{self.format}.onnx")
-        ref = SourceRef(str(half), "onnx", seed=self.ref.seed, sizes=self.ref.sizes)
-        depends = {"onnx": identity(half)[0], "seed": ref.seed, "sizes": ref.sizes}
+        ref = SourceRef(str(half), "onnx", seed=self.ref.seed, sizes=self.ref.sizes, free=self.ref.free)
+        free = [axis.text for axis in ref.free]
+        depends = {"onnx": identity(half)[0], "seed": ref.seed, "sizes": ref.sizes, "free": free}
         try:
             notes, kept = cache.call(
                 self.judge, f"{JOBS}.convert.{self.format}:from_onnx", depends, out=out, source=msgspec.to_builtins(ref)

@@ -19,6 +19,7 @@ from edgeml.exporter.axes import Ask, at_another_size, free_sizes
 from edgeml.exporter.cache import Cache, default_cache
 from edgeml.exporter.data import Data, read_data
 from edgeml.exporter.extras import require
+from edgeml.exporter.free import settle_free
 from edgeml.exporter.golden import golden_inputs, pick
 from edgeml.exporter.lane import JOBS, Lane, from_cache
 from edgeml.exporter.lifeline import work_folder
@@ -138,7 +139,8 @@ class _Run:
         """What only the source knows of the samples: the states in sequences. Named axes get the samples' sizes."""
         sets = [one for one in (data.judging, data.calibration, data.evaluation) if one is not None]
         sizes = free_sizes(model.signature, *sets)
-        self.ref = msgspec.structs.replace(self.ref, sizes=tuple(sizes.items()))
+        free = settle_free(self.plan.free, model.signature, sizes)
+        self.ref = msgspec.structs.replace(self.ref, sizes=tuple(sizes.items()), free=free)
         if model.signature.states:
             with self.step("run the sequences") as step:
                 ran = {one.sha256: run_sequences(self._asker(model), one, model.signature) for one in sets}
@@ -146,7 +148,7 @@ class _Run:
             data = data.replaced(ran)
         if sizes:
             with self.step("run the source at another size"):
-                inputs, outputs = at_another_size(self._asker(model), data.judging, model.signature, sizes)
+                inputs, outputs = at_another_size(self._asker(model), data.judging, model.signature, sizes, free)
             self.second = (str(self.folder / "second.npz"), str(self.folder / "second_reference.npz"))
             write_arrays(self.second[0], [inputs[name] for name in names(model.signature.inputs)])
             write_arrays(self.second[1], [outputs[name] for name in names(model.signature.outputs)])
@@ -233,6 +235,7 @@ class _Run:
             whole=self.plan.target is not None and self.plan.target.whole,
             steps=data.judging.steps,
             second=self.second,
+            free=self.ref.free,
         )
         self._rehearse(trial, outputs, data)
         if self.plan.defer is not None:

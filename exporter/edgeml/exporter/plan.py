@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeVar, cast, get_args
 
 import msgspec
 
+from edgeml.exporter.free import FreeAxis, parse_free
 from edgeml.exporter.metric import AUTO, CLASSES, VALUES, Metric, parse_metric
 from edgeml.exporter.precision import AVAILABLE, PRECISIONS, RANGES, Ranges, left_out, refuse_uncalibrated
 from edgeml.exporter.target.presets import Preset, describe, preset
@@ -78,6 +79,7 @@ class ExportPlan:
     left_out: tuple[str, ...] = ()
     defer: DeferGoal | None = None
     ranges: Ranges = "auto"
+    free: tuple[FreeAxis, ...] = ()
 
     def precisions_of(self, format_: Format) -> tuple[Precision, ...]:
         return tuple(precision for precision in self.precisions if precision in AVAILABLE[format_])
@@ -105,6 +107,7 @@ class ExportPlan:
             **({} if self.target is None else {"target": self.target.name}),
             **({} if self.defer is None else {"defer": self.defer.text}),
             **({} if self.ranges == "auto" else {"ranges": self.ranges}),
+            **({"free": ",".join(axis.text for axis in self.free)} if self.free else {}),
         }
 
 
@@ -129,6 +132,7 @@ def make_plan(
     cache: bool = True,
     signature: str | None = None,
     states: Sequence[str] = (),
+    free: Sequence[str] = (),
     metric: str = "auto",
     defer: str | None = None,
     ranges: str = "auto",
@@ -193,6 +197,7 @@ def make_plan(
         left_out=missing,
         defer=_goal(defer, evaluation),
         ranges=ranges,
+        free=parse_free(free),
     )
 
 

@@ -1,4 +1,4 @@
-"""To Core ML, always for one sample a call: TensorFlow's graph by coremltools, torch by trace, then by torch.export.
+"""To Core ML, for one sample a call unless `--free` says otherwise: TensorFlow by coremltools, torch by trace or torch.export.
 
 A TensorFlow graph that coremltools refuses, as it does every recurrent layer's loop, goes on by ONNX and torch.
 
@@ -17,12 +17,13 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeml.exporter.convert.coreml_axes import TWO, OpenAxes, dynamic_shapes, input_shapes
 from edgeml.exporter.convert.detour import to_onnx
 from edgeml.exporter.convert.onnx import tflite_to_onnx, unsupported
 from edgeml.exporter.mil.package import pack_mlpackage
-from edgeml.exporter.source.model import SourceRef
+from edgeml.exporter.source.model import SourceRef, refuse_lone_samples
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
-from edgeml.wire.manifest import Signature
+from edgeml.wire.manifest import BATCH, Signature
 
 MISCOMPILING_PASSES: Final = ("common::int_op_canonicalization",)
 """Passes of coremltools 9.0 that change what a model computes.
@@ -39,6 +40,7 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str] | dict[str, A
     from edgeml.exporter.source.tensorflow import load
 
     ref = msgspec.convert(source, SourceRef)
+    refuse_lone_samples(ref, any_batch=load(ref).any_batch)
     try:
         model = _graph_to_coreml(ref)
     except UnsupportedError as refusal:
@@ -48,17 +50,20 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str] | dict[str, A
 
 def _graph_to_coreml(ref: SourceRef) -> Any:
     ct = coremltools()
-    from edgeml.exporter.source.tensorflow import frozen
+    from edgeml.exporter.source.tensorflow import frozen, load
 
-    function = frozen(ref, 1)
+    free = {axis.name for axis in ref.free}
+    function = frozen(ref, None if BATCH in free else 1, free=free)
     if {node.op for node in function.graph.as_graph_def().node} & LOOPS:
         raise UnsupportedError(
             "coremltools cannot convert operator 'While', a recurrent layer's loop", hint="build the layer with unroll=True"
         )
+    shapes = input_shapes(ct, ref, load(ref).signature.inputs)
+    inputs = [ct.TensorType(name=tensor.op.name, shape=shape) for tensor, shape in zip(function.inputs, shapes, strict=True)]
     outputs = [ct.TensorType(name=tensor.op.name) for tensor in function.outputs]
 
     def convert(target: str) -> Any:
-        return _convert(ct, [function], target, source="tensorflow", outputs=outputs)
+        return _convert(ct, [function], target, source="tensorflow", inputs=inputs if free else None, outputs=outputs)
 
     return _first_target(convert)
 
@@ -67,8 +72,14 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     """Job: write the Core ML of a torch source, or of an ONNX source through its torch form; gives notes."""
     from edgeml.exporter.source.torch import load
 
-    model = load(msgspec.convert(source, SourceRef))
-    return _write(torch_to_coreml(model.module, model.example(1)), model.signature, out)
+    ref = msgspec.convert(source, SourceRef)
+    model = load(ref)
+    refuse_lone_samples(ref, any_batch=model.any_batch)
+    if not ref.free:
+        return _write(torch_to_coreml(model.module, model.example(1)), model.signature, out)
+    specs = model.signature.inputs
+    open_axes = OpenAxes(input_shapes(coremltools(), ref, specs), dynamic_shapes(_torch(), ref, specs), model.example(TWO))
+    return _write(torch_to_coreml(model.module, model.example(1), open_axes), model.signature, out)
 
 
 from_onnx = from_torch
@@ -86,8 +97,8 @@ def from_tflite(source: dict[str, Any], out: str) -> list[str]:
     return _write(torch_to_coreml(module, zeros(model.signature, dict(ref.sizes))), model.signature, out)
 
 
-def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
-    """The coremltools model of a torch module for inputs shaped like `example`.
+def torch_to_coreml(module: Any, example: tuple[Any, ...], free: OpenAxes | None = None) -> Any:
+    """The coremltools model of a torch module for inputs shaped like `example`, or with free axes.
 
     A trace keeps whole operators (`lstm`, `gelu`); `torch.export` takes what a trace cannot, first with no decompositions, then
     with all of them.
@@ -101,14 +112,21 @@ def torch_to_coreml(module: Any, example: tuple[Any, ...]) -> Any:
         with torch.no_grad():
             return torch.jit.trace(module, example, check_trace=False)
 
+    def program() -> Any:
+        if free is None:
+            return torch.export.export(module, example)
+        return torch.export.export(module, free.example, dynamic_shapes=(free.dynamic,))
+
     def exported() -> Any:
-        return torch.export.export(module, example).run_decompositions({})
+        return program().run_decompositions({})
 
     def decomposed() -> Any:
-        return torch.export.export(module, example).run_decompositions()
+        return program().run_decompositions()
 
+    shapes = [tuple(tensor.shape) for tensor in example] if free is None else free.shapes
     inputs = [
-        ct.TensorType(name=f"input_{i}", shape=tuple(tensor.shape), dtype=_dtype(tensor)) for i, tensor in enumerate(example)
+        ct.TensorType(name=f"input_{i}", shape=shape, dtype=_dtype(tensor))
+        for i, (shape, tensor) in enumerate(zip(shapes, example, strict=True))
     ]
     failure: Exception | None = None
     for capture, told in ((traced, inputs), (exported, None), (decomposed, None)):

@@ -40,7 +40,7 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str]:
         raise MissingExtraError("tf2onnx", "keras") from error
     ref = msgspec.convert(source, SourceRef)
     model = load(ref)
-    function = frozen(ref, None if model.any_batch else 1, free=True)
+    function = frozen(ref, None if model.any_batch else 1, free=_names(model.signature))
     try:
         proto, _ = tf2onnx.convert.from_graph_def(
             function.graph.as_graph_def(),
@@ -80,6 +80,11 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     assert program is not None, "only an export to a file gives none"
     Path(out).write_bytes(canonical(program.model_proto, model.signature))
     return []
+
+
+def _names(signature: Signature) -> set[str]:
+    """Its axes that may have any size, besides the batch."""
+    return {size for spec in signature.inputs for size in spec.shape if isinstance(size, str) and size != BATCH}
 
 
 def _open_axes(torch: Any, spec: TensorSpec, batch: Any) -> dict[int, Any] | None:

@@ -1,6 +1,6 @@
-"""To TFLite, always for one sample a call: Keras and SavedModel by TensorFlow's converter, torch and ONNX by litert-torch.
+"""To TFLite: Keras and SavedModel by TensorFlow's converter, torch and ONNX by litert-torch.
 
-A free batch axis breaks most litert-torch models and every recurrent Keras model, so the axis is fixed and the session loops.
+A model takes one sample a call, and the session loops; axes named by `--free` are left open, see `tflite_axes`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import msgspec
 
 from edgeml.exporter.convert.detour import to_onnx
 from edgeml.exporter.convert.onnx import free_name, unsupported
-from edgeml.exporter.source.model import SourceRef
+from edgeml.exporter.convert.tflite_axes import with_free_axes
+from edgeml.exporter.source.model import SourceRef, refuse_lone_samples
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
 from edgeml.wire.manifest import Signature
@@ -33,20 +34,21 @@ def from_tensorflow(source: dict[str, Any], out: str) -> list[str] | dict[str, A
     from edgeml.exporter.source.tensorflow import load
 
     ref = msgspec.convert(source, SourceRef)
+    refuse_lone_samples(ref, any_batch=load(ref).any_batch)
     try:
-        model = _graph_to_tflite(ref)
+        model = with_free_axes(ref, _graph_to_tflite)
     except UnsupportedError as refusal:
         return to_onnx(source, out, refusal)
     Path(out).write_bytes(canonical(model, load(ref).signature))
     return []
 
 
-def _graph_to_tflite(ref: SourceRef) -> bytes:
+def _graph_to_tflite(ref: SourceRef, count: int) -> bytes:
     import tensorflow as tf
 
     from edgeml.exporter.source.tensorflow import frozen
 
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen(ref, 1)])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen(ref, count)])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
         return bytes(converter.convert())
@@ -60,6 +62,16 @@ def _graph_to_tflite(ref: SourceRef) -> bytes:
 
 def from_torch(source: dict[str, Any], out: str) -> list[str]:
     """Job: write the TFLite of a torch source, or of an ONNX source through its torch form; gives notes."""
+    from edgeml.exporter.source.torch import load
+
+    ref = msgspec.convert(source, SourceRef)
+    refuse_lone_samples(ref, any_batch=load(ref).any_batch)
+    model = with_free_axes(ref, _torch_at)
+    Path(out).write_bytes(canonical(model, load(ref).signature))
+    return []
+
+
+def _torch_at(ref: SourceRef, count: int) -> bytes:
     try:
         import litert_torch
     except ModuleNotFoundError as error:
@@ -67,15 +79,12 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
     from edgeml.exporter.source.torch import load
     from edgeml.exporter.source.torchscript import as_operators
 
-    ref = msgspec.convert(source, SourceRef)
     model = load(ref)
     try:
         module = as_operators(model) if ref.kind == "torchscript" else model.module
-        edge = litert_torch.convert(module, model.example(1))
+        return bytes(litert_torch.convert(module, model.example(count)).model_content())
     except Exception as error:
         raise unsupported("litert-torch", error) from error
-    Path(out).write_bytes(canonical(edge.model_content(), model.signature))
-    return []
 
 
 from_onnx = from_torch

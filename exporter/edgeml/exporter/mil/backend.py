@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from edgeml.exporter.mil.package import MODEL, unpack_files
 from edgeml.exporter.mil.program import Constant, Operation, TensorType, read_program
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
+from edgeml.wire.errors import EngineError
+
+Ends = tuple[tuple[int, int], ...]
+"""The least and the most size of each axis."""
 
 
 class MilBackend:
@@ -22,9 +27,10 @@ class MilBackend:
 
     engine = "mil-interpreter"
 
-    def __init__(self, interpreter: Interpreter) -> None:
+    def __init__(self, interpreter: Interpreter, ends: Mapping[str, Ends] = {}) -> None:
         self.version = version("edgeml-toolkit")
         self.interpreter = interpreter
+        self._ends = ends
         self.inputs = raw_inputs(interpreter)
         self.outputs = tuple(_raw(name, kind) for name, kind in interpreter.outputs)
 
@@ -32,8 +38,12 @@ class MilBackend:
         """Run once, in the order of `inputs`.
 
         Raises:
-            EngineError: an operation failed, named.
+            EngineError: an operation failed, named; or an input is larger or smaller than the model says.
         """
+        for raw, value in zip(self.inputs, inputs, strict=True):
+            for axis, (size, (least, most)) in enumerate(zip(value.shape, self._ends.get(raw.name, ()), strict=False)):
+                if not least <= size <= most:
+                    raise EngineError(f"Core ML input {raw.name!r}: axis {axis}", expected=f"{least} to {most}", got=str(size))
         named = {raw.name: value for raw, value in zip(self.inputs, inputs, strict=True)}
         return list(self.interpreter.run(named).values())
 
@@ -49,7 +59,17 @@ def open_mil(model: bytes, options: EngineOptions) -> Backend:
         UnsupportedError: an operation or data type the interpreter does not know, named.
     """
     torch.set_num_threads(options.threads)
-    return MilBackend(load_interpreter(model))
+    files = unpack_files(model)
+    parsed = parse_model(files[MODEL])
+    return MilBackend(Interpreter(read_program(parsed, files)), dict(_ranges(parsed)))
+
+
+def _ranges(parsed: Any) -> Iterator[tuple[str, Ends]]:
+    """Inputs with free axes: the sizes that each axis may have, as Core ML holds callers to them."""
+    for feature in parsed.description.input:
+        array = feature.type.multiArrayType
+        if array.WhichOneof("ShapeFlexibility") == "shapeRange":
+            yield feature.name, tuple((size.lowerBound, size.upperBound) for size in array.shapeRange.sizeRanges)
 
 
 def load_interpreter(model: bytes) -> Interpreter:

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
+from edgeml.exporter.free import FreeAxis
 from edgeml.runtime.backends import Array
 from edgeml.wire.errors import ModelError, PlanError, UnsupportedError
 from edgeml.wire.manifest import BATCH, Count, Precision, Sha256, Signature, TensorSpec
@@ -44,7 +45,8 @@ class SourceRef(msgspec.Struct, frozen=True):
     """A model on disk.
 
     `factory` names the callable of a Python file, `example` an .npz whose samples give shapes, `signature` one of several ways
-    to call the model, `sizes` the sizes that named axes have in the samples: formats that know no free axes are fixed to them.
+    to call the model, `sizes` the sizes that named axes have in the samples: TFLite and Core ML are fixed to them, but for the
+    axes that are to be `free`.
     """
 
     path: str
@@ -55,6 +57,7 @@ class SourceRef(msgspec.Struct, frozen=True):
     seed: int = 0
     signature: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
+    free: tuple[FreeAxis, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -108,6 +111,14 @@ def gather(calls: Sequence[Sequence[Array]], signature: Signature) -> list[Array
 
 def names(specs: Sequence[TensorSpec]) -> list[str]:
     return [spec.name for spec in specs]
+
+
+def refuse_lone_samples(ref: SourceRef, *, any_batch: bool) -> None:
+    """Raises:
+    UnsupportedError: a free batch was asked for, and the source takes one sample a call.
+    """
+    if not any_batch and BATCH in {axis.name for axis in ref.free}:
+        raise UnsupportedError("axis 'batch' cannot be free: the source takes one sample a call", hint="leave it out of --free")
 
 
 def batched(signature: Signature) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -208,10 +208,10 @@ def _spec(name: str, shape: Any, dtype: Any) -> TensorSpec:
     return msgspec.convert({"name": name, "dtype": word, "shape": sizes, "layout": layout}, TensorSpec)
 
 
-def frozen(source: SourceRef, batch: int | None, *, free: bool = False) -> Any:
+def frozen(source: SourceRef, batch: int | None, *, free: Collection[str] = ()) -> Any:
     """The model as one ConcreteFunction without variables, for `batch` samples (`None`: any number).
 
-    Named axes stay open if `free`, else they have the source's `sizes`.
+    The named axes in `free` stay open, the others have the source's `sizes`.
 
     Inputs bear the signature's names; outputs are `Identity`, `Identity_1`, … in the signature's order.
     """
@@ -221,7 +221,9 @@ def frozen(source: SourceRef, batch: int | None, *, free: bool = False) -> Any:
     model = load(source)
     specs = [
         tf.TensorSpec(
-            [_size(size, batch, None if free else dict(source.sizes)) for size in spec.shape], spec.dtype, name=spec.name
+            [None if size in free else _size(size, batch, dict(source.sizes)) for size in spec.shape],
+            spec.dtype,
+            name=spec.name,
         )
         for spec in model.signature.inputs
     ]
@@ -231,14 +233,14 @@ def frozen(source: SourceRef, batch: int | None, *, free: bool = False) -> Any:
     return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
 
 
-def _size(size: int | str, batch: int | None, sizes: Mapping[str, int] | None) -> int | None:
+def _size(size: int | str, batch: int | None, sizes: Mapping[str, int]) -> int | None:
     if size == BATCH:
         return batch
     if isinstance(size, int):
         return size
-    if sizes is not None and size not in sizes:
+    if size not in sizes:
         raise UnsupportedError(f"input axis {size!r} has no fixed size", hint="give samples, which say its size")
-    return None if sizes is None else sizes[size]
+    return sizes[size]
 
 
 def describe(source: dict[str, Any]) -> Any:

@@ -33,9 +33,9 @@ class CoreMLBackend:
 
     def __init__(self, model: Any, folder: Path, version: str) -> None:
         self.version = version
-        description = model.get_spec().description
-        self.inputs = tuple(_raw(feature) for feature in description.input)
-        self.outputs = tuple(_raw(feature) for feature in description.output)
+        spec = model.get_spec()
+        self.inputs = tuple(_raw(feature, _input_shape(feature)) for feature in spec.description.input)
+        self.outputs = tuple(_raw(feature, _output_shape(feature, spec)) for feature in spec.description.output)
         self._model = model
         self._folder = folder
 
@@ -109,9 +109,31 @@ def unpack(archive: bytes, folder: Path) -> None:
         raise ModelError(f"not a packed .mlpackage: {error}") from error
 
 
-def _raw(feature: Any) -> RawTensor:
+def _input_shape(feature: Any) -> tuple[int | None, ...]:
     array = feature.type.multiArrayType
-    dtype = _DTYPES.get(array.dataType)
+    if array.WhichOneof("ShapeFlexibility") != "shapeRange":
+        return tuple(int(axis) for axis in array.shape)
+    ranges = array.shapeRange.sizeRanges
+    return tuple(int(size.lowerBound) if size.lowerBound == size.upperBound else None for size in ranges)
+
+
+def _output_shape(feature: Any, spec: Any) -> tuple[int | None, ...]:
+    """As described; where an axis is free the description says nothing, and the program does."""
+    shape = feature.type.multiArrayType.shape
+    if shape or spec.WhichOneof("Type") != "mlProgram":
+        return tuple(int(axis) for axis in shape)
+    main = spec.mlProgram.functions["main"]
+    made = (value for op in main.block_specializations[main.opset].operations for value in op.outputs)
+    kind = next((value.type.tensorType for value in made if value.name == feature.name), None)
+    return (
+        ()
+        if kind is None
+        else tuple(int(axis.constant.size) if axis.WhichOneof("dimension") == "constant" else None for axis in kind.dimensions)
+    )
+
+
+def _raw(feature: Any, shape: tuple[int | None, ...]) -> RawTensor:
+    dtype = _DTYPES.get(feature.type.multiArrayType.dataType)
     if dtype is None:
         raise UnsupportedError(f"feature {feature.name!r} is not a multi-array", hint="convert the model with tensor inputs")
-    return RawTensor(feature.name, np.dtype(dtype), tuple(int(axis) for axis in array.shape))
+    return RawTensor(feature.name, np.dtype(dtype), shape)

@@ -17,12 +17,12 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     places = wrap(indices, x.shape[where])
     if batch_dims == 0:
         taken = x.index_select(where, places.reshape(-1))
-        return taken.reshape(*x.shape[:where], *indices.shape, *x.shape[where + 1 :])
+        return taken.reshape((*x.shape[:where], *indices.shape, *x.shape[where + 1 :]))
     rows = math.prod(x.shape[:batch_dims])
     flat_x, flat_i = x.reshape(rows, *x.shape[batch_dims:]), places.reshape(rows, -1)
     axis_in_row = where - batch_dims
     taken = torch.stack([row.index_select(axis_in_row, chosen) for row, chosen in zip(flat_x, flat_i, strict=True)])
-    return taken.reshape(*x.shape[:where], *indices.shape[batch_dims:], *x.shape[where + 1 :])
+    return taken.reshape((*x.shape[:where], *indices.shape[batch_dims:], *x.shape[where + 1 :]))
 
 
 @operation("gather_along_axis")
@@ -37,7 +37,7 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
     flat_x = x.reshape(rows, *x.shape[batch_dims:])
     flat_i = indices.reshape(rows, *indices.shape[batch_dims:])
     taken = torch.stack([row[nd_places(chosen, row)] for row, chosen in zip(flat_x, flat_i, strict=True)])
-    return taken.reshape(*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :])
+    return taken.reshape((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
 
 
 def wrap(indices: Tensor, size: int) -> Tensor:

@@ -54,9 +54,9 @@ def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
 
 @operation("concat")
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """`interleave` takes one slice of each input in turn; they then have one shape."""
+    """`interleave` takes one slice of each input in turn; they then have one shape. Numbers are joined to one axis."""
     if not interleave:
-        return torch.cat(values, axis)
+        return torch.cat([value.reshape(1) if value.dim() == 0 else value for value in values], axis)
     where = axis % values[0].dim()
     return torch.stack(values, where + 1).flatten(where, where + 1)
 
