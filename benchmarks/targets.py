@@ -21,7 +21,7 @@ from edgeml.exporter.target.micro import Micro, make_micro
 from edgeml.exporter.target.web import make_page
 from edgeml.exporter.target.web_check import PageRecord, check
 from edgeml.exporter.target.web_engine import find_engine
-from edgeml.wire.errors import EdgemlError
+from edgeml.wire.errors import EdgemlError, ParityError
 from tests.models.published import MODELS, Published
 
 
@@ -65,18 +65,21 @@ def measure(model: Published, models: Path, data: Path, folder: Path) -> Row:
         )  # fmt: skip
         return export(plan)
 
+    def bundle_of(found: Exported) -> Path:
+        if found.bundle is None:
+            raise ParityError("nothing was packed", got=found.report.summary)
+        return found.bundle
+
     def micro(found: Exported, artifact: str) -> Micro | None:
-        assert found.bundle is not None
         try:
-            return make_micro(found.bundle, folder / "micro", artifact=artifact)
+            return make_micro(bundle_of(found), folder / "micro", artifact=artifact)
         except EdgemlError as error:
             problems.append(f"{artifact} in TensorFlow Lite Micro: {error}")
             return None
 
     def page(found: Exported) -> tuple[PageRecord | None, str]:
-        assert found.bundle is not None
         try:
-            make_page(found.bundle, folder / "page", find_engine(None))
+            make_page(bundle_of(found), folder / "page", find_engine(None))
             return check(folder / "page")
         except EdgemlError as error:
             problems.append(f"in a browser: {error}")
