@@ -14,6 +14,7 @@ import msgspec
 from edgeml.exporter.convert.detour import to_onnx
 from edgeml.exporter.convert.onnx import free_name, unsupported
 from edgeml.exporter.convert.tflite_axes import with_free_axes
+from edgeml.exporter.convert.tflite_operators import bounded_celu, bounded_elu
 from edgeml.exporter.source.model import SourceRef, refuse_lone_samples
 from edgeml.exporter.source.tflite_graphs import pack_model, parse_model
 from edgeml.wire.errors import MissingExtraError, UnsupportedError
@@ -74,11 +75,16 @@ def from_torch(source: dict[str, Any], out: str) -> list[str]:
 def _torch_at(ref: SourceRef, count: int) -> bytes:
     try:
         import litert_torch
+        from litert_torch.fx_infra import decomp
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "litert_torch", "export") from error
+    import torch
+
     from edgeml.exporter.source.torch import load
     from edgeml.exporter.source.torchscript import as_operators
 
+    decomp.add_pre_convert_decomp(torch.ops.aten.elu.default, bounded_elu)
+    decomp.add_pre_convert_decomp(torch.ops.aten.celu.default, bounded_celu)
     model = load(ref)
     try:
         module = as_operators(model) if ref.kind == "torchscript" else model.module
