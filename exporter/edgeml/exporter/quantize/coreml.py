@@ -22,7 +22,7 @@ from edgeml.exporter.convert.onnx import unsupported
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.coreml_activations import to_w8a8
 from edgeml.exporter.quantize.coreml_network import CoremlNetwork, replace_constants
-from edgeml.exporter.quantize.coreml_weights import block_of, opened, to_int4, to_int8, to_palette
+from edgeml.exporter.quantize.coreml_weights import block_of, int8_result, opened, store_int8, to_int4, to_int8, to_palette
 from edgeml.exporter.quantize.layers import Layer
 from edgeml.exporter.quantize.result import Quantized
 from edgeml.exporter.quantize.weights import rounding_note, with_palettes, with_rounded_weights
@@ -72,8 +72,16 @@ class Halves:
 
     def with_rounded(self, but: frozenset[str] = frozenset()) -> bytes:
         """The float16 form with rounded weights in all layers but these."""
-        constants = {name: value for layer, given in self.rounded.items() if layer not in but for name, value in given.items()}
-        return to_fp16_coreml(self.model, self.beyond, constants, least_version=self.version)
+        return to_fp16_coreml(self.model, self.beyond, self._constants(but), least_version=self.version)
+
+    def int8(self, keep_float: frozenset[str] = frozenset()) -> Quantized:
+        """The float16 form with large weights as int8, but those of `keep_float`."""
+        if keep_float:
+            return to_int8(self.with_rounded(keep_float), keep_float)
+        return int8_result(to_fp16_coreml(self.model, self.beyond, self._constants(), least_version=self.version, int8=True))
+
+    def _constants(self, but: frozenset[str] = frozenset()) -> dict[str, Array]:
+        return {name: value for layer, given in self.rounded.items() if layer not in but for name, value in given.items()}
 
 
 def halved(model: bytes, precision: Precision, feeds: Feeds | None) -> Halves:
@@ -110,17 +118,16 @@ def from_half(
     """A model in a smaller precision; arguments as `smaller_coreml` takes them."""
     if precision == "fp16":
         return Quantized(halves.plain())
-    rounded = halves.with_rounded(keep_float)
     if precision == "w8a8":
         assert feeds is not None, "the plan asks for samples"
-        return to_w8a8(halves.plain(), to_int8(rounded).model, feeds, ranges)
+        return to_w8a8(halves.plain(), halves.int8().model, feeds, ranges)
     if precision in PALETTES:
-        made = to_palette(rounded, PALETTES[precision], keep_float)
+        made = to_palette(halves.with_rounded(keep_float), PALETTES[precision], keep_float)
     elif precision == "int4-weights":
-        made = to_int4(rounded, keep_float)
+        made = to_int4(halves.with_rounded(keep_float), keep_float)
     else:
         assert precision in {"int8", "int8-weights"}, "the plan asks for nothing else"
-        made = to_int8(rounded, keep_float)
+        made = halves.int8(keep_float)
     return Quantized(made.model, tuple(f"{note}; {rounding_note(feeds)}" for note in made.notes))
 
 
@@ -130,13 +137,17 @@ def to_fp16_coreml(
     constants: Mapping[str, Array] | None = None,
     *,
     least_version: int = 0,
+    int8: bool = False,
 ) -> bytes:
     """The float16 form of a packed float32 model.
 
     Operations with constants beyond float16's range stay float32, and so do those that read or make a value of `keep_float`.
-    `constants` are other values for some, by name; `least_version` is the specification version that is wanted.
+    `constants` are other values for some, by name; `least_version` is the specification version that is wanted. `int8` stores
+    large weights so.
     """
-    ct = coremltools()
+    ct, pipeline = coremltools(), passes()
+    if int8:
+        store_int8(pipeline)
     kept = frozenset(keep_float)
 
     def fits(operation: Any) -> bool:
@@ -159,7 +170,7 @@ def to_fp16_coreml(
                 convert_to="mlprogram",
                 compute_precision=ct.transform.FP16ComputePrecision(op_selector=fits) if kept else ct.precision.FLOAT16,
                 minimum_deployment_target=ct.target(version),
-                pass_pipeline=passes(),
+                pass_pipeline=pipeline,
                 skip_model_load=True,
             )
         except Exception as error:

@@ -22,20 +22,38 @@ from edgeml.exporter.quantize.weights import BLOCK, LEAST_WEIGHTS
 from edgeml.wire.errors import UnsupportedError
 
 UNPACKING: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense")
+INT8: Final = "compression::linear_quantize_weights"
+AFTER_INT8: Final = ("common::dead_code_elimination", "common::const_deduplication", "common::dead_code_elimination")
 LEAST_BLOCK: Final = 16  # weights; a scale of 16 bits for fewer would cost as much as the four bits that it saves
 
 
-def to_int8(model: bytes, keep_float: frozenset[str] = frozenset()) -> Quantized:
-    """Large weights as int8; `keep_float` names operations whose weights stay as they are.
+def store_int8(pipeline: Any) -> None:
+    """Have a conversion end with large weights stored as int8, as `to_int8` does to its result: one conversion, not two."""
+    _, compress = _tools()
+    for name in (INT8, *AFTER_INT8):
+        pipeline.append_pass(name)
+    pipeline.set_options(INT8, {"config": _config(compress, _int8(compress), frozenset())})
+
+
+def int8_result(model: bytes) -> Quantized:
+    """What a conversion with `store_int8` made.
+
+    Raises:
+        UnsupportedError: nothing got smaller.
+    """
+    return _result(model, "int8, symmetric, a scale per channel")
+
+
+def to_int8(model: bytes, keep_float: frozenset[str]) -> Quantized:
+    """Large weights as int8; `keep_float` names operations of the packed model whose weights stay as they are.
 
     Raises:
         UnsupportedError: coremltools cannot do it, or there are none.
     """
     ct, compress = _tools()
-    settings = _linear(compress, dtype="int8", granularity="per_channel")
     with opened(ct, model) as mlmodel:
-        result = _compressed(lambda: compress.linear_quantize_weights(mlmodel, _config(compress, settings, keep_float)))
-    return _result(result, "int8, symmetric, a scale per channel")
+        config = _config(compress, _int8(compress), keep_float)
+        return int8_result(_compressed(lambda: compress.linear_quantize_weights(mlmodel, config)))
 
 
 def to_int4(model: bytes, keep_float: frozenset[str] = frozenset()) -> Quantized:
@@ -46,7 +64,7 @@ def to_int4(model: bytes, keep_float: frozenset[str] = frozenset()) -> Quantized
     """
     ct, compress = _tools()
     with opened(ct, model) as mlmodel:
-        eight = _linear(compress, dtype="int8", granularity="per_channel")
+        eight = _int8(compress)
         chosen = {}
         for name, weight in compress.get_weights_metadata(mlmodel, weight_threshold=LEAST_WEIGHTS).items():
             if keep_float & {child.name for child in weight.child_ops}:
@@ -108,6 +126,10 @@ def _tools() -> tuple[Any, Any]:
 
 def _linear(compress: Any, **options: Any) -> Any:
     return compress.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LEAST_WEIGHTS, **options)
+
+
+def _int8(compress: Any) -> Any:
+    return _linear(compress, dtype="int8", granularity="per_channel")
 
 
 def _config(compress: Any, settings: Any, keep_float: frozenset[str]) -> Any:
