@@ -256,3 +256,22 @@ def test_columns_of_unlike_units_are_scaled_before_they_are_rounded() -> None:
 
     wanted = run(data, x)
     assert np.sqrt(np.mean((made - wanted) ** 2)) < 0.02 * wanted.std()
+
+
+def test_a_products_bias_is_added_before_the_sum_is_rounded() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m"]),
+        helper.make_node("Add", ["b1", "m"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["n"]),
+        helper.make_node("Add", ["n", "b2"], ["y"]),
+    ]
+    data = model(nodes, {"w1": W1, "b1": B1, "w2": W2, "b2": B2}, ["batch", 3, 4], ["batch", 3, 3])
+    x = samples(3, 4)
+
+    made = to_int8_onnx(data, {"x": x}).model
+
+    kinds = [node.op_type for node in onnx.load_from_string(made).graph.node if node.op_type != "DequantizeLinear"]
+    assert kinds == ["QuantizeLinear", "MatMul", "Add", "QuantizeLinear", "MatMul", "Add"]
+    wanted = run(data, x)
+    assert np.sqrt(np.mean((run(made, x) - wanted) ** 2)) < 0.02 * wanted.std()

@@ -16,7 +16,16 @@ from edgeml.exporter.calibrate.statistics import Pass
 from edgeml.exporter.quantize.fold import attribute, consumers, initializers, set_tensor
 from edgeml.exporter.quantize.joins import Operation, find_joins
 from edgeml.exporter.quantize.layers import Floats, Layer, Step, links
-from edgeml.exporter.quantize.qdq import ACTIVATIONS, COMPUTING, LAYERS, MOVING, float_nodes, insert, shorten_names
+from edgeml.exporter.quantize.qdq import (
+    ACTIVATIONS,
+    COMPUTING,
+    LAYERS,
+    MOVING,
+    float_nodes,
+    insert,
+    product_bias,
+    shorten_names,
+)
 from edgeml.exporter.quantize.scaled_inputs import scaled_inputs
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
@@ -36,8 +45,10 @@ class OnnxNetwork:
         inputs = [value.name for value in proto.graph.input]
         self.keep_float = keep_float | scaled_inputs(operations, inputs, self.constants, ARITHMETIC)
         kept = float_nodes(proto.graph, self.keep_float)
-        by_node = {node.output[0]: layer for node in proto.graph.node if (layer := _layer(node, proto.graph))}
-        self.layers = tuple(layer for name, layer in by_node.items() if name not in kept)
+        readers = consumers(proto.graph)
+        by_node = {node.output[0]: layer for node in proto.graph.node if (layer := _layer(node, self.constants, readers))}
+        products = {node.output[0]: layer for node in proto.graph.node if (layer := _product(node, self.constants, readers))}
+        self.layers = tuple(layer for name, layer in (by_node | products).items() if name not in kept)
         self.links = links(
             [
                 Step(tuple(node.input), node.output[0], by_node.get(node.output[0]), _passes(node, by_node))
@@ -48,7 +59,9 @@ class OnnxNetwork:
         )
         self.joins = find_joins(operations, "Concat", MOVING | SCALABLE)
         self._swapped = {
-            node.input[1] for node in proto.graph.node if node.op_type == "Gemm" and not attribute(node, "transB", 0)
+            node.input[1]
+            for node in proto.graph.node
+            if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         }
 
     def copy(self) -> Self:
@@ -112,9 +125,8 @@ def with_biases(proto: Any) -> Any:
     return proto
 
 
-def _layer(node: Any, graph: Any) -> Layer | None:
+def _layer(node: Any, constants: Mapping[str, Any], readers: Mapping[str, list[Any]]) -> Layer | None:
     """The node as a layer, if its weights and bias are constants that nothing else reads."""
-    constants, readers = initializers(graph), consumers(graph)
     if node.op_type not in {"Conv", "Gemm"} or any(name not in constants for name in node.input[1:]):
         return None
     if any(len(readers[name]) != 1 for name in node.input[1:]):
@@ -142,6 +154,18 @@ def _layer(node: Any, graph: Any) -> Layer | None:
         pads=tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)),
         groups=int(attribute(node, "group", 1)),
     )
+
+
+def _product(node: Any, constants: Mapping[str, Any], readers: Mapping[str, list[Any]]) -> Layer | None:
+    """A MatMul as a layer, with the bias that is added behind it. Its channels come last, so that it takes no part in links."""
+    if node.op_type != "MatMul" or node.input[1] not in constants or len(readers[node.input[1]]) != 1:
+        return None
+    weights = constants[node.input[1]]
+    if len(weights.dims) != 2 or weights.data_type != onnx.TensorProto.FLOAT:
+        return None
+    found = product_bias(node, constants, readers)
+    bias = found[1] if found is not None and len(readers[found[1]]) == 1 else None
+    return Layer(node.input[1], bias, node.input[0], node.output[0], node.output[0], int(weights.dims[0]), scalable=False)
 
 
 def _passes(node: Any, layers: Mapping[str, Layer]) -> bool:

@@ -65,15 +65,33 @@ def channel_axis(node: Any) -> int:
 
 
 def float_nodes(graph: Any, keep_float: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Outputs (by the name of the first) of nodes that stay float: unknown ones, those asked for by node or output name."""
-    constants = initializers(graph)
+    """Outputs (by the name of the first) of nodes that stay float.
+
+    Unknown ones, those asked for by node or output name, and the addition of a bias to a product, so that the sum is rounded
+    once: engines add it to the product's int32.
+    """
+    constants, readers = initializers(graph), consumers(graph)
     known = LAYERS | COMPUTING | ACTIVATIONS | MOVING
     kept = set()
     for node in graph.node:
         asked = node.name in keep_float or bool(keep_float & set(node.output))
         if asked or node.op_type not in known or (node.op_type in LAYERS and not _quantizable(node, constants)):
             kept.add(node.output[0])
+        if node.op_type == "MatMul" and (found := product_bias(node, constants, readers)) is not None:
+            kept.add(found[0].output[0])
     return frozenset(kept)
+
+
+def product_bias(node: Any, constants: Mapping[str, Any], readers: Mapping[str, list[Any]]) -> tuple[Any, str] | None:
+    """(the addition of a bias behind a MatMul with constant weights, the bias), or `None`."""
+    after = readers.get(node.output[0], [])
+    if node.input[1] not in constants or len(after) != 1 or after[0] is None or after[0].op_type != "Add":
+        return None
+    bias = after[0].input[1] if after[0].input[0] == node.output[0] else after[0].input[0]
+    channels = constants[node.input[1]].dims[-1]
+    if bias not in constants or list(constants[bias].dims)[-1:] != [channels] or int(np.prod(constants[bias].dims)) != channels:
+        return None
+    return after[0], bias
 
 
 def insert(
@@ -104,6 +122,8 @@ class _Writer:
         self.makers = {name: node for node in proto.graph.node for name in node.output}
         self.kept = float_nodes(proto.graph, keep_float)
         self.outputs = {output.name for output in proto.graph.output}
+        found = (product_bias(node, self.constants, self.readers) for node in proto.graph.node if node.op_type == "MatMul")
+        self.biased = {one[0].output[0] for one in found if one is not None} - keep_float
         self.codes: dict[str, Codes] = {}
         self.shared: dict[bytes, str] = {}
 
@@ -142,7 +162,7 @@ class _Writer:
             maker is None
             or len(self.readers[value]) != 1
             or maker.op_type not in LAYERS | {"Add"}
-            or not self._is_quantized(maker)
+            or not (self._is_quantized(maker) or maker.output[0] in self.biased)
         ):
             return False
         return self._wanted(node.output[0], node) and codes(self.ranges[node.output[0]], self.levels).zero_point == 0
