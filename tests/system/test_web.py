@@ -41,6 +41,7 @@ EDGES = (0.5, 0.6, 0.7, 0.8, 0.9)
 REFERENCE = Reference(n=1000, confidence=Histogram(EDGES, (20, 30, 100, 150, 300, 400)))
 SURE, UNSURE = (0, 2, 10, 15, 33, 40), (60, 30, 10, 0, 0, 0)
 DEVICES = 200
+PICTURE = bytes(range(0, 256, 4))  # 8 x 8, from black to nearly white
 
 
 @dataclass(slots=True)
@@ -140,7 +141,7 @@ class Story:
                 str(uuid.UUID(int=number)), self.now[0], "digits", "1.1.0", row.manifest_sha256, tensors,
                 score=0.3 + number / 100, label=str(number % 10),
             )  # fmt: skip
-            assert self.fleet.samples.take(name, encode_sample(header, [bytes(64)]), self.now[0])
+            assert self.fleet.samples.take(name, encode_sample(header, [PICTURE]), self.now[0])
 
     def _next(self) -> int:
         self.seq += 1
@@ -245,6 +246,23 @@ def test_the_page_lists_the_newest_samples_and_the_command_that_gets_them(story:
     assert rows.first.locator("td").all_inner_texts()[:4] == ["meter-024", "4 digits 1.1.0", "54 %", "image 1x8x8x1"]
     page.get_by_text("25 inputs that 25 devices were not sure of").wait_for()
     page.get_by_text("edgeml fleet samples get --model digits").wait_for()
+
+
+def test_samples_that_are_pictures_are_shown_when_somebody_asks(story: tuple[Story, str], page: Page) -> None:
+    told, url = story
+    page.goto(f"{url}#key={told.fleet.operator_key}")
+    page.get_by_role("button", name="Show pictures").wait_for()
+    assert page.locator("canvas").count() == 0
+    page.get_by_role("button", name="Show pictures").click()
+    page.get_by_role("img", name="the input as a picture").nth(19).wait_for()
+    shown = page.locator("canvas").first.evaluate("c => [...c.getContext('2d').getImageData(0, 0, 8, 8).data]")
+    assert shown[:4] == [0, 0, 0, 255]
+    assert shown[-4:] == [255, 255, 255, 255]
+    assert all(abs(grey - value * 255 / 252) <= 1 for grey, value in zip(shown[::4], PICTURE, strict=True))
+    shot(page, "samples")
+    page.get_by_role("button", name="Hide pictures").click()
+    page.get_by_role("button", name="Show pictures").wait_for()
+    assert page.locator("canvas").count() == 0
 
 
 def test_a_wrong_key_is_refused_in_words_and_the_right_one_opens(story: tuple[Story, str], page: Page) -> None:

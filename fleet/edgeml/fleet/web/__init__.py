@@ -26,6 +26,7 @@ _FILES: Final = {
     "/web/page.css": ("page.css", "text/css; charset=utf-8"),
     "/web/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/web/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+    "/web/samples.js": ("samples.js", "text/javascript; charset=utf-8"),
 }
 
 

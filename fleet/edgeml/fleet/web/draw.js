@@ -16,9 +16,9 @@ function svg(name, attributes, ...children) {
   return made;
 }
 
-const number = (value) => value.toLocaleString("en");
-const percent = (share) => `${+(100 * share).toFixed(share < 0.1 || (share > 0.99 && share < 1) ? 1 : 0)} %`;
-const devices = (count) => `${number(count)} ${count === 1 ? "device" : "devices"}`;
+export const number = (value) => value.toLocaleString("en");
+export const percent = (share) => `${+(100 * share).toFixed(share < 0.1 || (share > 0.99 && share < 1) ? 1 : 0)} %`;
+export const devices = (count) => `${number(count)} ${count === 1 ? "device" : "devices"}`;
 
 export function ago(seconds) {
   if (seconds < 5) return "just now";
@@ -176,35 +176,7 @@ function runs(device) {
   return [...now, ...next].join(" ") || "nothing";
 }
 
-export function drawSamples(overview) {
-  const { taken, kept, newest } = overview.samples;
-  if (!kept.samples) {
-    const why = taken ? "No sample yet: a device sends inputs it was not sure of only if its owner turned that on, by " : "This service takes no samples; its option is ";
-    return [el("p", { class: "card empty" }, why, el("code", {}, taken ? "[samples] in agent.toml" : "--samples-mb"))];
-  }
-  const [model] = Object.keys(kept.by_model);
-  const models = Object.entries(kept.by_model).map(([name, count]) => `${name} ${number(count)}`).join(", ");
-  const head = el("thead", {}, el("tr", {}, ...["Device", "Answer", "Score", "Input", "Came"].map((name) => el("th", { scope: "col" }, name))));
-  const rows = newest.map((row) => el("tr", {},
-    el("td", {}, row.device),
-    el("td", {}, answerOf(row.header)),
-    el("td", {}, row.header.score === undefined ? "" : percent(row.header.score)),
-    el("td", { class: "tags" }, row.header.tensors.map((tensor) => `${tensor.name} ${tensor.shape.join("x")}`).join(", ")),
-    el("td", { class: "tags" }, ago(overview.service.now - row.received_at))));
-  return [
-    el("p", { class: "soft small lead" }, `${number(kept.samples)} inputs that ${devices(kept.devices)} ${kept.devices === 1 ? "was" : "were"} not sure of (${models}), ${size(kept.bytes)}. `,
-      el("code", {}, `edgeml fleet samples get --model ${model} -o field.npz`)),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples" }, el("table", {}, head, el("tbody", {}, ...rows))),
-    kept.samples > newest.length ? el("p", { class: "soft small" }, `The newest ${newest.length}; all of them: `, el("code", {}, "edgeml fleet samples list")) : null,
-  ].filter(Boolean);
-}
-
-function answerOf(header) {
-  const version = el("span", { class: "soft" }, ` ${header.model} ${header.version}`);
-  return el("span", {}, header.label ?? "–", version);
-}
-
-const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+export const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export function drawModels(overview) {
   if (!overview.models.length) return [el("p", { class: "card empty" }, "Nothing published: ", el("code", {}, "edgeml fleet publish BUNDLE"))];

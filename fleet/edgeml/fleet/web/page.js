@@ -1,6 +1,7 @@
 // Asks the service for its overview every two seconds, and redraws only the parts that changed.
 
-import { ago, drawDevices, drawEvents, drawFleet, drawModels, drawRollouts, drawSamples } from "/web/draw.js";
+import { ago, drawDevices, drawEvents, drawFleet, drawModels, drawRollouts } from "/web/draw.js";
+import { drawSamples, isPicture, pictureOf } from "/web/samples.js";
 
 const EVERY_MS = 2000;
 const KEY = "edgeml.operator-key";
@@ -8,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 const drawn = {};
 let overview = null;
 let heardAt = null;
+let pictures = null; // of samples, by id; null: nobody asked to see them
 
 function key() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
@@ -52,9 +54,27 @@ function draw() {
   place("fleet", [fleet, sketch, service.telemetry], () => drawFleet(overview));
   place("rollouts", [rollouts, minute], () => drawRollouts(overview));
   place("devices", [sketch, wanted, fleet.devices, minute], () => drawDevices(overview, wanted));
-  place("samples", [samples, minute], () => drawSamples(overview));
+  place("samples", [samples, minute, pictures !== null], () => drawSamples(overview, pictures, look));
   place("models", [models, Math.floor(service.now / 60)], () => drawModels(overview));
   place("events", events, () => drawEvents(overview));
+}
+
+function look() {
+  pictures = pictures ? null : new Map();
+  draw();
+  loadPictures();
+}
+
+async function loadPictures() {
+  for (const row of overview.samples.newest.filter(isPicture)) {
+    if (!pictures) return;
+    if (pictures.has(row.header.id)) continue;
+    pictures.set(row.header.id, null); // asked for, also where it never comes
+    const picture = await pictureOf(row.header.id, { Authorization: `Bearer ${key()}` }).catch(() => null);
+    pictures?.set(row.header.id, picture);
+  }
+  drawn.samples = null;
+  draw();
 }
 
 async function poll() {
@@ -70,6 +90,7 @@ async function poll() {
     overview = await answer.json();
     heardAt = Date.now();
     draw();
+    if (pictures && overview.samples.newest.some((row) => isPicture(row) && !pictures.has(row.header.id))) loadPictures();
     sayHow(overview.service.broker);
   } catch (problem) {
     const since = heardAt ? `, last heard ${ago((Date.now() - heardAt) / 1000)}` : "";
