@@ -6,6 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from edgeml.exporter.target.micro import Micro, make_micro
 from edgeml.exporter.target.operators import OPERATORS, resolver_calls
 from edgeml.exporter.target.sources import Program, write
 from edgeml.exporter.target.vectors import Vectors
+from edgeml.runtime.backends import Array, RawTensor
 from edgeml.wire.errors import EngineError, MissingExtraError, SelfTestError, UnsupportedError, UsageError
 from tests.unit.bundles import make_bundle, samples, tflite_model
 
 pytest.importorskip("tflite_micro", reason="no tflite-micro here: install edgeml-toolkit[micro]")
 
+from edgeml.exporter.target import tflm
 from edgeml.exporter.target.tflm import TflmBackend, check
 
 
@@ -50,6 +53,27 @@ def test_sixteen_bytes_less_are_too_few(toy: tuple[Micro, Path]) -> None:
     TflmBackend(tflite_model(), made.arena_bytes).close()
     with pytest.raises(EngineError, match="refuses the model: Failed to"):
         TflmBackend(tflite_model(), made.arena_bytes - 16)
+
+
+class Arena:
+    """A model whose answers are damaged in less than 100 bytes, and which is refused in less than 50."""
+
+    inputs = (RawTensor("x", np.dtype("int8"), (1, 4)),)
+
+    def __init__(self, model: bytes, arena_bytes: int) -> None:
+        if arena_bytes < 50:
+            raise EngineError(f"{len(model)} bytes do not fit")
+        self.damage = int(arena_bytes < 100)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        return [inputs[0] ^ self.damage]
+
+
+def test_an_arena_in_which_a_model_answers_otherwise_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflm, "TflmBackend", Arena)
+    (tmp_path / "m.tflite").write_bytes(b"")
+    found = [tflm.fits(model=str(tmp_path / "m.tflite"), arena_bytes=size) for size in (49, 99, 100, 1000)]
+    assert found == [False, False, True, True]
 
 
 @pytest.mark.parametrize("needed", [1, 16, 17, 4096, 4097, 24_272, 1_000_000])
