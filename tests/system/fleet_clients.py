@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml.fleet.broker import Address
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0  # a service takes two seconds to start, and ten on a machine that does something else
 
 
 class Peer:
