@@ -42,8 +42,8 @@ from edgeml.exporter.pipeline import export
 from edgeml.exporter.plan import DeferGoal, make_plan
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.fallback import Policy
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, load
 from edgeml.wire.manifest import Deferral

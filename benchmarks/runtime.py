@@ -26,8 +26,8 @@ from benchmarks._models import sample, write_conv_bundle
 from edgeml.runtime.backends import Array
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.fallback import Policy
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, Result, load
 from edgeml.runtime.telemetry import Window

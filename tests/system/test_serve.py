@@ -21,9 +21,9 @@ import urllib3
 
 from edgeml.runtime import load
 from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.config import load_config
 from edgeml.runtime.fallback import Policy
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.host import Host
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.wire.errors import ConfigError, LinkError, ServiceError

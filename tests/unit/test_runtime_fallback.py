@@ -11,8 +11,8 @@ import pytest
 from edgeml.runtime import fallback
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import Answer
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.fallback import Policy, State
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, load
 from edgeml.wire.errors import EngineError, InputError, LinkError, ServiceError

@@ -21,8 +21,8 @@ from edgeml.runtime.backends import Array, opener
 from edgeml.runtime.bundle import open_bundle
 from edgeml.runtime.choose import this_board
 from edgeml.runtime.cloud import CloudClient
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.config import AgentConfig, ChallengerTable, FallbackTable, ModelTable
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.golden import self_test
 from edgeml.runtime.hook import load_hook
 from edgeml.runtime.hybrid import Hybrid

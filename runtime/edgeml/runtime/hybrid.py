@@ -25,8 +25,8 @@ import numpy as np
 from edgeml.runtime import fallback
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import Answer, TooSlowError
+from edgeml.runtime.cloud_gate import CloudGate
 from edgeml.runtime.fallback import Reason
-from edgeml.runtime.gate import CloudGate
 from edgeml.runtime.model import Model, Result, new_request_id
 from edgeml.wire.errors import EdgemlError, InputError, LinkError, ServiceError
 from edgeml.wire.manifest import TensorSpec
