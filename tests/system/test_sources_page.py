@@ -18,6 +18,8 @@ from tests.system.export_sources import QUIET
 
 pytestmark = pytest.mark.slow
 
+MANY: Final = 320  # samples: enough for a bound within the budget
+FEW: Final = 32  # enough for fp32
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
 BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -30,7 +32,7 @@ class Two(tf.Module):
         self.weight = tf.Variable([[0.1 * row - 0.2 * column for column in range(8)] for row in range(6)])
 
     @tf.function(input_signature=[tf.TensorSpec((None, 6), tf.float32, name="x")])
-    def serve(self, x):
+    def classify(self, x):
         return {"y": tf.nn.softmax(x @ self.weight)}
 
     @tf.function(input_signature=[tf.TensorSpec((None, 6), tf.float32, name="x")])
@@ -39,7 +41,7 @@ class Two(tf.Module):
 
 
 two = Two()
-tf.saved_model.save(two, "folder", signatures={"serving_default": two.serve, "encode": two.encode})
+tf.saved_model.save(two, "folder", signatures={"serving_default": two.classify, "encode": two.encode})
 open("model.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("folder").convert())
 """
 TAGGER: Final = """import torch
@@ -99,9 +101,9 @@ def blocks_of(title: str, language: str) -> list[str]:
     return [text for word, text in sections()[title] if word == language]
 
 
-def samples(folder: Path, *shape: int) -> None:
+def samples(folder: Path, count: int, *shape: int) -> None:
     for seed, name in enumerate(("calib.npz", "eval.npz")):
-        np.savez(folder / name, x=np.random.default_rng(seed).normal(size=(32, *shape)).astype(np.float32))
+        np.savez(folder / name, x=np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32))
 
 
 def python(folder: Path, code: str) -> None:
@@ -121,8 +123,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows = found["scikit-learn"]
     (rows / "train.py").write_text(TRAIN)
     python(rows, PICKLE)
-    for folder, shape in ((found["TFLite"], (6,)), (axes, (20, 8)), (found["Models with a state"], (5, 6)), (rows, (4,))):
-        samples(folder, *shape)
+    samples(found["TFLite"], MANY, 6)
+    samples(rows, MANY, 4)
+    samples(axes, FEW, 20, 8)
+    samples(found["Models with a state"], FEW, 5, 6)
     return found
 
 
