@@ -30,11 +30,14 @@ CONSTANTS: Final[dict[str, Array]] = {
     "deep": np.array([1, CHANNELS, 1, LENGTH], np.int32),
     "gain": RNG.uniform(0.5, 2.0, size=(1, CHANNELS, 1)).astype(np.float32),
     "shift": RNG.normal(size=(1, CHANNELS, 1)).astype(np.float32),
+    "nought": np.zeros(1, np.float32),
+    "one": np.ones(1, np.float32),
 }
 WIDE: Final = [1, 1, LENGTH, CHANNELS]
 SHAPES: Final = {
     "x": WIDE, "c": WIDE, "c_moved": [1, CHANNELS, 1, LENGTH], "c_flat": [1, CHANNELS, LENGTH], "scaled": [1, CHANNELS, LENGTH],
     "r": [1, CHANNELS, LENGTH], "r_deep": [1, CHANNELS, 1, LENGTH], "r_back": WIDE, "y": WIDE,
+    "power": WIDE, "less": WIDE, "positive": WIDE,
 }  # fmt: skip
 STEPS: Final = [
     ("CONV_2D", ["x", "w1", "zero"], "c"),
@@ -46,9 +49,15 @@ STEPS: Final = [
     ("TRANSPOSE", ["r_deep", "back"], "r_back"),
     ("CONV_2D", ["r_back", "w2", "zero"], "y"),
 ]
+ELU: Final = [
+    ("EXP", ["x"], "power"),
+    ("SUB", ["power", "one"], "less"),
+    ("GREATER_EQUAL", ["x", "nought"], "positive"),
+    ("SELECT_V2", ["positive", "x", "less"], "y"),
+]
 
 
-def written(outputs: tuple[str, ...] = ("y",)) -> bytes:
+def written(outputs: tuple[str, ...] = ("y",), steps: list[tuple[str, list[str], str]] = STEPS) -> bytes:
     names = schema()
     model, graph = names.ModelT(), names.SubGraphT()
     tensors = [*SHAPES, *CONSTANTS]
@@ -59,10 +68,12 @@ def written(outputs: tuple[str, ...] = ("y",)) -> bytes:
     for name, tensor in zip(tensors, graph.tensors, strict=True):
         if name in CONSTANTS and CONSTANTS[name].dtype == np.int32:
             tensor.type = names.TensorType.INT32
-    kinds = list(dict.fromkeys(kind for kind, _, _ in STEPS))
+        if name == "positive":
+            tensor.type = names.TensorType.BOOL
+    kinds = list(dict.fromkeys(kind for kind, _, _ in steps))
     graph.inputs, graph.outputs = [tensors.index("x")], [tensors.index(name) for name in outputs]
     graph.operators = []
-    for kind, inputs, output in STEPS:
+    for kind, inputs, output in steps:
         operator = names.OperatorT()
         operator.opcodeIndex = kinds.index(kind)
         operator.inputs, operator.outputs = [tensors.index(name) for name in inputs], [tensors.index(output)]
@@ -89,6 +100,8 @@ def _options(names: Any, kind: str) -> tuple[int, Any]:
         return names.BuiltinOptions.AddOptions, options
     if kind == "MUL":
         return names.BuiltinOptions.MulOptions, names.MulOptionsT()
+    if kind == "SUB":
+        return names.BuiltinOptions.SubOptions, names.SubOptionsT()
     return names.BuiltinOptions.NONE, None
 
 
@@ -126,6 +139,21 @@ def test_what_is_seen_outside_stays_what_it_was(seen: str) -> None:
 
     for got, wanted in zip(run(ready_tflite(model), x), run(model, x), strict=True):
         assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_exponential_linear_unit_becomes_one_operator_without_an_exponential_that_overflows() -> None:
+    x = np.linspace(-200, 200, LENGTH * CHANNELS).astype(np.float32).reshape(WIDE)
+    model = written(steps=ELU)
+
+    ready = ready_tflite(model)
+
+    assert kinds(ready) == ["ELU"]
+    assert run(ready, x)[0] == pytest.approx(np.where(x > 0, x, np.expm1(np.minimum(x, 0))), abs=1e-5)
+
+
+@pytest.mark.parametrize("seen", ["power", "less"])
+def test_an_exponential_that_something_reads_stays(seen: str) -> None:
+    assert kinds(ready_tflite(written(("y", seen), ELU))) == [kind for kind, _, _ in ELU]
 
 
 def test_a_model_with_nothing_to_fold_keeps_its_bytes() -> None:

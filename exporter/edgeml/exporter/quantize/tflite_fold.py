@@ -28,7 +28,7 @@ def ready_tflite(model: bytes) -> bytes:
     """The file with everything folded; the very bytes if there is nothing to fold."""
     graph = _Graph(parse_model(model))
     changed = graph.separate_biases()
-    while graph.fold_one() or graph.drop_one_idle_move():
+    while graph.join_one_elu() or graph.fold_one() or graph.drop_one_idle_move():
         changed = True
     if not changed:
         return bytes(model)
@@ -200,6 +200,46 @@ class _Graph:
         (chain.moves[-1] if chain.moves else layer).outputs = np.array([result], np.int32)
         self.remove([operation])
         return True
+
+    def join_one_elu(self) -> bool:
+        """Make one operator of `x > 0 ? x : exp(x) - 1`: exp(x) of a large x, which nothing needs, overflows."""
+        makers = {int(operator.outputs[0]): operator for operator in self.graph.operators if len(operator.outputs)}
+        readers = self.readers()
+        for choice in self.graph.operators:
+            if self.kind(choice) not in {"SELECT", "SELECT_V2"}:
+                continue
+            condition, value, other = map(int, choice.inputs)
+            asked, less = makers.get(condition), makers.get(other)
+            if (
+                asked is None
+                or less is None
+                or self.kind(asked) not in {"GREATER", "GREATER_EQUAL"}
+                or self.kind(less) != "SUB"
+            ):
+                continue
+            power = makers.get(int(less.inputs[0]))
+            if power is None or self.kind(power) != "EXP" or int(power.inputs[0]) != value or int(asked.inputs[0]) != value:
+                continue
+            inner = (asked, less, power)
+            alone = all(len(readers[int(one.outputs[0])]) == 1 for one in inner)
+            if alone and self.is_all(int(asked.inputs[1]), 0.0) and self.is_all(int(less.inputs[1]), 1.0):
+                choice.opcodeIndex, choice.inputs = self.elu(), np.array([value], np.int32)
+                choice.builtinOptions, choice.builtinOptionsType = None, schema().BuiltinOptions.NONE
+                self.remove(list(inner))
+                return True
+        return False
+
+    def is_all(self, index: int, number: float) -> bool:
+        values = self.constant(index)
+        return values is not None and bool((values == number).all())
+
+    def elu(self) -> int:
+        """The position of ELU among the file's operator codes, where it is now."""
+        code = schema().OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = schema().BuiltinOperator.ELU
+        code.version = 1
+        self.parsed.operatorCodes.append(code)
+        return len(self.parsed.operatorCodes) - 1
 
     def drop_one_idle_move(self) -> bool:
         """Replace moves that together leave the values where they are: by nothing, or by one that only changes the shape."""
