@@ -1,6 +1,6 @@
 """What an update weighs as a difference: `python -m benchmarks.delta [--json] [--models a,b]`.
 
-Models of the zoo, trained for an epoch more at a tenth of the rate, and both versions exported, each artifact in a bundle of its
+Zoo models, trained for an epoch more at a tenth of the rate, and both versions exported, each artifact in a bundle of its
 own. Sizes are shares of the new packed bundle; `xz` and `zstd` pack it by itself, `zstd from` has the old one as dictionary,
 `bsdiff` is against it; these need the packages zstandard and bsdiff4. `moved` is how many of the model file's bytes differ.
 

@@ -80,11 +80,23 @@ class _Answers:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """Accuracy and offload of every threshold that tells samples apart, from the one that asks about nothing upwards."""
+    """Accuracy and offload of every threshold that tells samples apart, from the one that asks about nothing upwards.
 
-    thresholds: Floats
+    Thresholds lie between `below`, the surest sample that is asked about, and `above`, the next one.
+    """
+
+    below: Floats
+    above: Floats
     offload: Floats
     accuracy: Floats
+
+    def threshold(self, index: int) -> float:
+        """In the middle."""
+        low, high = float(self.below[index]), float(self.above[index])
+        if index == 0:
+            return 0.0  # asks about nothing
+        middle = tidy((low + high) / 2)
+        return middle if low < middle <= high else high
 
 
 def check_goal(labels: Array | None, *, classifies: bool) -> None:
@@ -145,14 +157,14 @@ def choose(answers: _Answers, goal: DeferGoal | None, count: int) -> float:
     """The threshold; bounds are those of `count` samples with these shares, so that folds choose as the whole does."""
     curve = _curve(answers)
     if goal is None:
-        return float(curve.thresholds[int(np.abs(curve.offload - DEFER_SHARE).argmin())])
+        return curve.threshold(int(np.abs(curve.offload - DEFER_SHARE).argmin()))
     for miss in MISSES:
         allowed = 1 - curve.offload >= least_share(1 - goal.offload, count, miss)
         allowed[0] = True  # a device that never asks stays within any offload
         good = np.flatnonzero(allowed & (curve.accuracy >= least_share(goal.accuracy, count, miss)))
         if len(good):
-            return float(curve.thresholds[good[0]])
-    return float(curve.thresholds[allowed][curve.accuracy[allowed].argmax()])
+            return curve.threshold(int(good[0]))
+    return curve.threshold(int(np.where(allowed, curve.accuracy, -1.0).argmax()))
 
 
 def tidy(threshold: float) -> float:
@@ -160,19 +172,12 @@ def tidy(threshold: float) -> float:
 
 
 def _curve(answers: _Answers) -> _Curve:
-    """Thresholds lie in the middle between neighbours; samples of equal confidence are never parted."""
+    """Samples of equal confidence are never parted."""
     order = np.argsort(answers.confidence, kind="stable")
     confidence, count = answers.confidence[order], len(order)
     gain = np.concatenate([[0.0], np.cumsum(answers.cloud[order] - answers.right[order])])
-    cuts = np.flatnonzero(np.diff(confidence) > 0) + 1
-    middles = [_between(float(confidence[cut - 1]), float(confidence[cut])) for cut in cuts]
-    cuts = np.concatenate([[0], cuts])
-    return _Curve(np.asarray([0.0, *middles]), cuts / count, (answers.right.sum() + gain[cuts]) / count)
-
-
-def _between(low: float, high: float) -> float:
-    middle = tidy((low + high) / 2)
-    return middle if low < middle <= high else high
+    cuts = np.concatenate([[0], np.flatnonzero(np.diff(confidence) > 0) + 1])
+    return _Curve(confidence[cuts - 1], confidence[cuts], cuts / count, (answers.right.sum() + gain[cuts]) / count)
 
 
 def _promise(case: _Case, goal: DeferGoal | None, answers: _Answers, threshold: float) -> Promise:
