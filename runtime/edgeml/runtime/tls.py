@@ -33,6 +33,19 @@ def broker_tls(config: AgentConfig) -> ssl.SSLContext | None:
     return client_context(*map(config.optional_path, (table.ca, table.cert, table.key)))
 
 
+class _Socket(ssl.SSLSocket):
+    """Closed when its handshake fails: paho would leave it to the garbage collector, one descriptor for each attempt."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise  # of a socket that does not block: it goes on
+        except OSError:
+            self.close()
+            raise
+
+
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     """The system's authorities if `ca` is `None`; shows `cert` where the other side asks for one.
 
@@ -46,6 +59,7 @@ def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca {str(ca)!r} cannot be used: {error}", hint="give a PEM file") from error
+    context.sslsocket_class = _Socket
     if cert is not None and key is not None:
         try:
             context.load_cert_chain(str(cert), str(key), password=lambda: "")  # never ask a terminal: an agent has none
