@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from paho.mqtt.client import CallbackAPIVersion, Client
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml.runtime.tls import client_context
 
