@@ -4,6 +4,7 @@ Zoo models, trained for an epoch more at a tenth of the rate, and both versions 
 own. Sizes are shares of the new packed bundle; `xz` and `zstd` pack it by itself, `zstd from` has the old one as dictionary,
 `bsdiff` is against it; these need the packages zstandard and bsdiff4. `moved` is how many of the model file's bytes differ.
 
+Below it, for int8 in ONNX: what a weight's difference holds in bits, and would if the new version had the old one's scales.
 A run goes on where it stopped: exported files are kept in the zoo's cache.
 """
 
@@ -22,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks._further import artifacts
+from benchmarks._scales import bits
 from benchmarks.zoo.registry import ZOO
 from edgeml.fleet.deltas import make_delta, read_contents
 from edgeml.runtime.delta import apply_delta
@@ -96,17 +98,26 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     arguments = parser.parse_args()
     rows: list[Row] = []
+    scales = {}
     if not arguments.json:
         print("| model | artifact | kB | bytes that differ | delta | xz | zstd | zstd from | bsdiff | make, s | apply, s |")
         print("|---|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models.split(","):
             files = artifacts(ZOO[name])
+            old, new = files["old"].get("onnx int8"), files["new"].get("onnx int8")
+            scales[name] = None if old is None or new is None else bits(old, new)
             for artifact in sorted(files["old"].keys() & files["new"].keys()):
                 rows.append(measure(name, artifact, files["old"][artifact], files["new"][artifact], Path(folder)))
                 if not arguments.json:
                     print(line(rows[-1]), flush=True)
-    print(json.dumps({"benchmark": "delta", "rows": [asdict(row) for row in rows]}))
+    if not arguments.json:
+        for name, found in scales.items():
+            if found is not None:
+                held = f"{found.as_is:.2f} bits a weight, on the old scales {found.on_old_scales:.2f}"
+                print(f"{name}: {held}; scales moved by {found.scales_moved:.2%}")
+    by_model = {name: None if found is None else asdict(found) for name, found in scales.items()}
+    print(json.dumps({"benchmark": "delta", "rows": [asdict(row) for row in rows], "scales": by_model}))
 
 
 def line(row: Row) -> str:
