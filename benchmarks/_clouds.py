@@ -19,8 +19,8 @@ from typing import Final
 
 from edgeml.runtime.backends import Array
 from edgeml.runtime.cloud import CloudClient
-from edgeml.runtime.fallback import Policy
 from edgeml.runtime.cloud_gate import CloudGate
+from edgeml.runtime.fallback import Policy
 from edgeml.runtime.hybrid import Hybrid
 from edgeml.runtime.model import Model, load
 
