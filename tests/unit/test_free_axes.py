@@ -14,7 +14,10 @@ from edgeml.exporter.axes import at_another_size
 from edgeml.exporter.convert.tflite_axes import with_free_axes
 from edgeml.exporter.free import FreeAxis, parse_free, settle_free
 from edgeml.exporter.mil.backend import MilBackend
-from edgeml.exporter.mil.schema import new_model
+from edgeml.exporter.mil.flexible import input_ends, with_ends_of
+from edgeml.exporter.mil.package import MODEL, pack_files, unpack_files
+from edgeml.exporter.mil.schema import new_model, parse_model
+from edgeml.exporter.parity import bind
 from edgeml.exporter.resized import check_stacked, refuse_fixed
 from edgeml.exporter.samples import make_samples
 from edgeml.exporter.source.model import SourceRef
@@ -205,3 +208,43 @@ def test_core_mls_own_engine_reads_free_axes_from_ranges_and_the_program() -> No
     made.type.tensorType.dimensions.add().constant.size = 3
     backend = CoreMLBackend(SimpleNamespace(get_spec=lambda: spec), Path(), "9.0")
     assert [(raw.name, raw.shape) for raw in (*backend.inputs, *backend.outputs)] == [("x", (None, 2)), ("y", (None, 3))]
+
+
+def flexible(least: int, most: int) -> Any:
+    """A Core ML model of one input whose first axis has these ends."""
+    spec = new_model()
+    spec.mlProgram.version = 1
+    given = spec.description.input.add()
+    given.name, given.type.multiArrayType.dataType = "x", 65568
+    given.type.multiArrayType.shape.extend([1, 2])
+    given.type.multiArrayType.shapeRange.sizeRanges.add(lowerBound=least, upperBound=most)
+    given.type.multiArrayType.shapeRange.sizeRanges.add(lowerBound=2, upperBound=2)
+    return spec
+
+
+def test_a_smaller_core_ml_model_keeps_the_ends_of_the_one_it_was_made_of() -> None:
+    whole, made = (pack_files({MODEL: flexible(1, most).SerializeToString()}) for most in (8, 2))
+    kept = parse_model(unpack_files(with_ends_of(made, whole))[MODEL])
+    assert input_ends(kept) == {"x": ((1, 8), (2, 2))}
+
+
+def test_an_output_that_a_free_axis_makes_larger_is_not_taken_for_a_smaller_one() -> None:
+    """Of (1, n, 2) for the frames and (1, 2) for their mean, both fit a tensor of (1, any, 2) by their shape alone."""
+
+    class Both:
+        engine, version = "test", "1"
+        inputs: tuple[RawTensor, ...] = (RawTensor("x", np.dtype("float32"), (1, None, 2)),)
+        outputs: tuple[RawTensor, ...] = (
+            RawTensor("a", np.dtype("float32"), (1, None, 2)), RawTensor("b", np.dtype("float32"), (1, 2)),
+        )  # fmt: skip
+
+        def run(self, inputs: Sequence[Array]) -> list[Array]:
+            return [inputs[0] + 1, inputs[0].mean(1)]
+
+        def close(self) -> None: ...
+
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    whole, each = TensorSpec("whole", "float32", ("batch", 2)), TensorSpec("each", "float32", ("batch", "frames", 2))
+    signature = Signature(FRAMES.inputs, (whole, each))
+    _, outputs = bind(Both(), signature, {"x": x}, {"whole": x.mean(1), "each": x + 1})
+    assert [(one.name, one.tensor) for one in outputs] == [("whole", "b"), ("each", "a")]

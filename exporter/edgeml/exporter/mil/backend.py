@@ -6,20 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
 
+from edgeml.exporter.mil.flexible import Ends, input_ends
 from edgeml.exporter.mil.interpreter import Interpreter
 from edgeml.exporter.mil.package import MODEL, unpack_files
 from edgeml.exporter.mil.program import Constant, Operation, TensorType, read_program
 from edgeml.exporter.mil.schema import parse_model
 from edgeml.runtime.backends import Array, Backend, EngineOptions, RawTensor
 from edgeml.wire.errors import EngineError
-
-Ends = tuple[tuple[int, int], ...]
-"""The least and the most size of each axis."""
 
 
 class MilBackend:
@@ -61,15 +58,7 @@ def open_mil(model: bytes, options: EngineOptions) -> Backend:
     torch.set_num_threads(options.threads)
     files = unpack_files(model)
     parsed = parse_model(files[MODEL])
-    return MilBackend(Interpreter(read_program(parsed, files)), dict(_ranges(parsed)))
-
-
-def _ranges(parsed: Any) -> Iterator[tuple[str, Ends]]:
-    """Inputs with free axes: the sizes that each axis may have, as Core ML holds callers to them."""
-    for feature in parsed.description.input:
-        array = feature.type.multiArrayType
-        if array.WhichOneof("ShapeFlexibility") == "shapeRange":
-            yield feature.name, tuple((size.lowerBound, size.upperBound) for size in array.shapeRange.sizeRanges)
+    return MilBackend(Interpreter(read_program(parsed, files)), input_ends(parsed))
 
 
 def load_interpreter(model: bytes) -> Interpreter:

@@ -259,11 +259,13 @@ def _match_outputs(
 
 
 def _error(option: _Option, got: Array, truth: Array) -> float:
-    """Rms error over std; finite even where the tensor is not, so that the closest candidate can be named."""
+    """Rms error over std; finite even where values are not, so that the closest candidate can be named."""
     if option.permute is not None:
         back = np.argsort(option.permute)
         got = got.transpose(0, *(1 + back))
     want: Array = truth.astype(np.float64)
+    if got.size != want.size:  # an axis that may have any size has another one
+        return math.inf
     got = got.reshape(want.shape)
     if not np.isfinite(got).all():
         return 1e6

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ from edgeml.exporter.calibrate.coreml import watch_coreml
 from edgeml.exporter.calibrate.feeds import Feeds, at_most
 from edgeml.exporter.convert.coreml import coremltools, packed, passes
 from edgeml.exporter.convert.onnx import unsupported
+from edgeml.exporter.mil.flexible import with_ends_of
 from edgeml.exporter.precision import Ranges
 from edgeml.exporter.quantize.coreml_activations import to_w8a8
 from edgeml.exporter.quantize.coreml_network import CoremlNetwork, replace_constants
@@ -116,6 +117,13 @@ def from_half(
     keep_float: frozenset[str] = frozenset(),
 ) -> Quantized:
     """A model in a smaller precision; arguments as `smaller_coreml` takes them."""
+    made = _from_half(halves, precision, feeds, ranges, keep_float)
+    return replace(made, model=with_ends_of(made.model, halves.model))
+
+
+def _from_half(
+    halves: Halves, precision: Precision, feeds: Feeds | None, ranges: Ranges, keep_float: frozenset[str]
+) -> Quantized:
     if precision == "fp16":
         return Quantized(halves.plain())
     if precision == "w8a8":
