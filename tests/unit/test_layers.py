@@ -226,7 +226,7 @@ def test_words_are_printed_for_people(folder: Path, capsys: pytest.CaptureFixtur
         (["nowhere.onnx", "good.onnx"], "no file"),
         (["x.npz", "good.onnx"], "expected a bundle, .onnx, .tflite or .mlpackage"),
         (["good.onnx:int8", "good.onnx"], "is one model, not a bundle"),
-        (["good.onnx", "bad.onnx", "--input", "bad.npz"], "samples do not fit input 'x'"),
+        (["good.onnx", "bad.onnx", "--input", "bad.npz"], "samples do not fit input 'x' of 'good.onnx'"),
     ],
     ids=["no file", "no model", "no bundle", "other samples"],
 )

@@ -65,7 +65,7 @@ def _for_input(
         binding = next(one for one in subject.artifact.inputs if one.tensor == raw.name or one.index == position)
         if binding.name in samples:
             values = samples[binding.name]
-            return _fitted(values, raw, _without_batch(binding.permute))
+            return _fitted(values, raw, _without_batch(binding.permute), subject.name)
     named = [name for name in samples if name == raw.name or normal_name(name) == normal_name(raw.name)]
     if not named and len(inputs) == 1:
         named = [name for name in samples if name == SINGLE] or ([next(iter(samples))] if len(samples) == 1 else [])
@@ -78,7 +78,7 @@ def _for_input(
             got=", ".join(samples),
             hint="name one array after each input",
         )
-    return _fitted(samples[named[0]], raw, None)
+    return _fitted(samples[named[0]], raw, None, subject.name)
 
 
 def _without_batch(permute: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -86,7 +86,7 @@ def _without_batch(permute: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return None if permute is None or permute[0] != 0 else tuple(axis - 1 for axis in permute[1:])
 
 
-def _fitted(values: Array, raw: RawTensor, order: tuple[int, ...] | None) -> Array:
+def _fitted(values: Array, raw: RawTensor, order: tuple[int, ...] | None, model: str) -> Array:
     """Samples (n, *the tensor's shape): turned so that they fit, with axes of size 1 put where it has them."""
     wanted = tuple(1 if size is None else size for size in raw.shape)
     sample = tuple(size for size in values.shape[1:] if size != 1)
@@ -100,7 +100,9 @@ def _fitted(values: Array, raw: RawTensor, order: tuple[int, ...] | None) -> Arr
         )
         fitting = next((o for o in orders if tuple(sample[axis] for axis in o) == target), None) if len(sample) <= 6 else None
         if fitting is None:
-            raise PlanError(f"samples do not fit input {raw.name!r}", expected=str(wanted), got=str(values.shape[1:]))
+            raise PlanError(
+                f"samples do not fit input {raw.name!r} of {model!r}", expected=str(wanted), got=str(values.shape[1:])
+            )
         values = values.reshape(len(values), *sample).transpose(0, *(axis + 1 for axis in fitting))
     return values.reshape(len(values), *wanted)
 
