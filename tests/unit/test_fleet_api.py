@@ -267,6 +267,7 @@ def test_metrics_are_what_prometheus_reads(desk: Desk) -> None:
     desk.enrol("cam-1", "cam-2")
     lines = desk.http.get("/metrics").text.splitlines()
     assert "edgeml_devices 2.0" in lines
+    assert "edgeml_samples_bytes 0.0" in lines
     assert "# TYPE edgeml_reports counter" in [line.replace("_total", "") for line in lines]
     assert desk.http.get("/healthz").json()["status"] == "ok"
 

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from starlette.testclient import TestClient
 
 from edgeml.fleet import show
+from edgeml.fleet.api.app import build_app
+from edgeml.fleet.config import Config
+from edgeml.fleet.service import Fleet
 from edgeml.fleet.store import Store, devices, forgotten, messages
 from edgeml.fleet.store.devices import NewDevice
 from edgeml.fleet.store.messages import ShadowSum
 from edgeml.wire.messages import ShadowCounts, Telemetry
+from tests.unit.fleet_bundles import make_bundle
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -65,3 +70,26 @@ def test_a_device_that_is_forgotten_is_out_of_the_sum(store: Store) -> None:
 def test_the_terminal_says_it_in_a_sentence() -> None:
     one = msgspec.to_builtins(ShadowSum(1, 200, 198, 0, 2.0, 2.08))
     assert show.shadow(one) == "beside the old version on 1 device: 198 of 200 answers as its, 1.04 times its time, 0 errors"
+
+
+def test_prometheus_reads_how_its_calls_ended(tmp_path: Path) -> None:
+    counts = ShadowCounts("1.0.0", "", 10, 9, 2, served_s=0.5, shadow_s=0.75)
+    with (
+        Fleet(Config(tmp_path / "fleet", broker="none", tick_s=3600)) as fleet,
+        TestClient(build_app(fleet)) as client,
+    ):
+        operator = {"Authorization": f"Bearer {fleet.operator_key}"}
+        digest = client.post("/v1/models", headers=operator, content=make_bundle(tmp_path).read_bytes()).json()[
+            "manifest_sha256"
+        ]
+        asked = {"model": "kws", "version": "1.0.0", "canary": 1.0, "waves": [], "hold_back": 0.0}
+        rollout = client.post("/v1/rollouts", headers=operator, json=asked).json()["id"]
+        fleet.inventory.enrol(["d1"], {}, 1.0, "operator")
+        window = Telemetry(
+            "d1", 1, 1, "kws", "0.9.0", OLD, 1.0, 60.0, 12, shadow=msgspec.structs.replace(counts, manifest_sha256=digest)
+        )
+        with fleet.store.write() as connection:
+            messages.add_telemetry(connection, window, 7.0)
+        lines = client.get("/metrics").text.splitlines()
+    for ended, calls in (("agreed", 9), ("differed", 1), ("error", 2)):
+        assert f'edgeml_rollout_shadow_calls{{ended="{ended}",rollout="{rollout}"}} {calls}.0' in lines

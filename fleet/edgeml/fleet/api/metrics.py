@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edgeml.fleet.api.views import FleetView, RolloutView, ServiceView, fleet_view, rollout_view, service_view
+from edgeml.fleet.samples import SampleSums
 from edgeml.fleet.service import Fleet
 from edgeml.fleet.store.ledger import listed_rollouts
 
@@ -23,6 +24,7 @@ def exposition(fleet: Fleet) -> tuple[bytes, str]:
             service_view(fleet, connection),
             fleet_view(connection),
             [rollout_view(connection, state) for state in listed_rollouts(connection, limit=20)],
+            fleet.samples.sums(),
         )
     registry = CollectorRegistry()
     registry.register(collected)
@@ -30,10 +32,11 @@ def exposition(fleet: Fleet) -> tuple[bytes, str]:
 
 
 class _Collected(Collector):
-    def __init__(self, service: ServiceView, fleet: FleetView, rollouts: list[RolloutView]) -> None:
+    def __init__(self, service: ServiceView, fleet: FleetView, rollouts: list[RolloutView], samples: SampleSums) -> None:
         self._service = service
         self._fleet = fleet
         self._rollouts = rollouts
+        self._samples = samples
 
     def collect(self) -> Iterable[Metric]:
         service, fleet = self._service, self._fleet
@@ -62,6 +65,27 @@ class _Collected(Collector):
         yield _gauges("edgeml_rollout_share", "Share of the eligible fleet that should run the version.", labels, shares)
         told = {(one.id,): one.told for one in self._rollouts}
         yield _gauges("edgeml_rollout_told", "Devices told by the rollout.", ("rollout",), told)
+        positions = {(one.id, state): n for one in self._rollouts for state, n in one.positions.items()}
+        yield _gauges(
+            "edgeml_rollout_devices", "Devices by their newest report on the version.", ("rollout", "state"), positions
+        )
+        shadow = {(one.id, kind): n for one in self._rollouts for kind, n in _shadow(one)}
+        yield _gauges(
+            "edgeml_rollout_shadow_calls",
+            "Calls of the version beside the old one, by how they ended.",
+            ("rollout", "ended"),
+            shadow,
+        )
+        kept = {(model,): n for model, n in self._samples.by_model.items()}
+        yield _gauges("edgeml_samples", "Inputs kept that devices were not sure of.", ("model",), kept)
+        yield GaugeMetricFamily("edgeml_samples_bytes", "What the samples take on disk.", self._samples.bytes)
+
+
+def _shadow(rollout: RolloutView) -> list[tuple[str, int]]:
+    found = rollout.shadow
+    if found is None:
+        return []
+    return [("agreed", found.agreed), ("differed", found.runs - found.agreed), ("error", found.errors)]
 
 
 def _gauges(name: str, words: str, labels: tuple[str, ...], values: Mapping[K, float]) -> GaugeMetricFamily:
