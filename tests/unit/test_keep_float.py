@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,11 +11,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from benchmarks._models import SIDE, conv_tflite
+from edgeml.exporter.calibrate.choose import output_error
 from edgeml.exporter.quantize.keep_float import Alone, Operator, StaticTuner, signal_to_noise, sizes
 from edgeml.exporter.quantize.onnx import open_onnx_network
 from edgeml.exporter.quantize.ranking import rank
-from edgeml.runtime.backends import EngineOptions
+from edgeml.exporter.quantize.tflite_network import TfliteNetwork
+from edgeml.exporter.source.tflite_graphs import parse_model
+from edgeml.runtime.backends import Array, EngineOptions
 from edgeml.runtime.backends.onnx import open_onnx
+from edgeml.runtime.backends.tflite import open_tflite
 from tests.unit import bad_layer
 
 
@@ -107,3 +113,36 @@ def test_of_many_operators_that_all_hurt_each_is_measured() -> None:
 
     assert {one.operator.name: one.error for one in found} == pytest.approx(errors)
     assert {one.extra_bytes for one in found} == {3}
+
+
+@pytest.mark.parametrize("wide", [0, 2], ids=["first", "last"])
+def test_where_nothing_may_be_float_an_operator_computes_with_16_bits(wide: int) -> None:
+    model = conv_tflite()
+    x = np.random.default_rng(5).normal(size=(40, SIDE, SIDE, 1)).astype(np.float32)
+    name = open_tflite(model, EngineOptions()).inputs[0].name
+    tuner = StaticTuner(TfliteNetwork(model, whole=True), model, {name: x}, widens=True)
+
+    narrow = tuner.quantize(frozenset()).model
+    widened = tuner.quantize(frozenset({tuner.operators[wide].name})).model
+
+    assert made_by_kind(narrow) == {"CONV_2D": ["int8", "int8"], "FULLY_CONNECTED": ["int8"]}
+    assert sorted(itertools.chain(*made_by_kind(widened).values())) == ["int16", "int8", "int8"]
+    assert error(model, widened, x) < error(model, narrow, x)
+    assert len(widened) - len(narrow) < 400
+
+
+def made_by_kind(model: bytes) -> dict[str, list[str]]:
+    """What each layer of a TFLite file gives."""
+    kinds = {0: "float32", 7: "int16", 9: "int8"}
+    codes = {3: "CONV_2D", 9: "FULLY_CONNECTED"}
+    parsed = parse_model(model)
+    graph, found = parsed.subgraphs[0], dict[str, list[str]]()
+    for op in graph.operators:
+        if (kind := codes.get(parsed.operatorCodes[op.opcodeIndex].builtinCode)) is not None:
+            found.setdefault(kind, []).append(kinds[graph.tensors[op.outputs[0]].type])
+    return found
+
+
+def error(model: bytes, quantized: bytes, x: Array) -> float:
+    float_, small = (open_tflite(one, EngineOptions()) for one in (model, quantized))
+    return output_error(*([np.stack([one.run([row[None]])[0] for row in x])] for one in (float_, small)))

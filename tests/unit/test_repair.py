@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -257,3 +258,16 @@ def test_what_is_not_decided_stays_if_no_set_decides_it(quantizing: Callable[[fl
     assert missed.record.tried[-1].status == "inconclusive"
     assert missed.model is not None
     assert missed.chances == CHANCES * len(missed.record.tried)
+
+
+def test_where_nothing_may_be_float_the_search_speaks_of_16_bits(
+    quantizing: Callable[[float], Quantizing], tmp_path: Path
+) -> None:
+    asked = quantizing(1.0)
+    whole = msgspec.structs.replace(asked, trial=msgspec.structs.replace(asked.trial, whole=True))
+
+    found = Search(Simulated(np.random.default_rng(0)), whole, DEPENDS, "fail", tmp_path, 60.0, now=lambda: 0.0).run()
+
+    assert "of 10 at 16 bits: 'c0'" in found.record.sentence
+    assert found.notes[0] == "at 16 bits: 'c0' (Conv), which alone costs 50 % of the outputs' deviation"
+    assert {(one.bits, one.extra_bytes) for one in found.kept} == {(16, 0)}

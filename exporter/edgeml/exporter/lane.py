@@ -149,10 +149,14 @@ class Lane:
 
     def _may_repair(self, made: Made) -> bool:
         """Whether operators left float could help: it missed its budget, or is no form of the source, or is not decided yet."""
-        if not is_searchable(self.format, made.precision) or self.plan.repair_time_s <= 0 or self.plan.max_drop is None:
+        if (
+            not is_searchable(self.format, made.precision, whole=self.trial.whole)
+            or self.plan.repair_time_s <= 0
+            or self.plan.max_drop is None
+        ):
             return False
         task = made.judged.artifact.task if made.judged is not None else None
-        if self.trial.whole or (task is not None and task.status == "pass"):  # where nothing may be float, nothing stays it
+        if task is not None and task.status == "pass":
             return False
         if task is not None and task.status == "inconclusive":
             trial = msgspec.structs.replace(self.trial, chances=CHANCES)

@@ -129,7 +129,7 @@ def _print_explanation(found: Explanation) -> None:
     kind_width = max(len("operator"), *(len(line.kind) for line in found.operators)) if found.operators else 8
     print(f"  {'tensor':<{width}}  {'operator':<{kind_width}}  {'precision':<9}  {'snr':>7}  {'own':>7}")
     for line in found.operators:
-        why = f"  left float: {line.kept_float}" if line.kept_float else ""
+        why = f"  {line.kept_float}" if line.kept_float else ""
         print(
             f"  {_short(line.tensor):<{width}}  {line.kind:<{kind_width}}  {line.precision:<9}  "
             f"{decibels(line.snr_db):>7}  {decibels(line.own_db):>7}{why}"

@@ -1,5 +1,7 @@
 """The keep-float search: a quantized artifact that misses its budget is made again with the fewest operators left float.
 
+Where nothing may be float, on microcontrollers, operators get activations of 16 bits instead.
+
 Ranking is on calibration samples; evaluation samples only say yes or no to sets whose order was fixed before
 (`edgeml.exporter.quantize.keep_float`). The artifact that missed had its chance of 5 % to pass wrongly. The search is a second
 one and gets half as much: every set is held to a bound of 97.5 %.
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -45,6 +47,20 @@ class Desk(Protocol):
     ) -> tuple[Any, bool]:
         """(answer, whether it was kept from before)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an operator is spared the 8 bits: by what its activations have instead, and in words."""
+
+    bits: Literal[16, 32]
+    left: str
+    leaving: str
+    late: str
+
+
+FLOAT: Final = Manner(32, "left float", "leaving layers float", "the search for layers to leave float ran out of")
+WIDE: Final = Manner(16, "at 16 bits", "computing layers with 16 bits", "the search for layers to give 16 bits ran out of")
 
 
 class _OutOfTimeError(Exception):
@@ -83,7 +99,7 @@ class Search:
         try:
             self._rank()
             if len(self._ranked) < 2:
-                return self._without("it has no two operators, of which one could be left float")
+                return self._without(f"it has no two operators, of which one could be {self._manner.left}")
             return self._descend(sizes([one.error for one in self._ranked]))
         except _OutOfTimeError:
             at = (
@@ -93,10 +109,14 @@ class Search:
             )
             best = f"; so far {_said(self._tried[-1])}" if self._tried else ""
             return self._without(
-                f"the search for layers to leave float ran out of {self.limit_s:g} s {at}{best}; "
+                f"{self._manner.late} {self.limit_s:g} s {at}{best}; "
                 "the same command goes on from there, --repair-time gives it longer",
                 ended=False,
             )
+
+    @property
+    def _manner(self) -> Manner:
+        return WIDE if self.quantizing.trial.whole else FLOAT
 
     @property
     def _name(self) -> str:
@@ -146,10 +166,10 @@ class Search:
             good.append((tried, model, notes))
         chances = CHANCES if len(accepted) == 1 else CHANCES * len(self._tried)
         tried, model, notes = good[-1] if chances == CHANCES else self._proved(good, chances)
-        kept = tuple(_kept(one) for one in self._ranked[: tried.kept])
+        kept = tuple(_kept(one, self._manner) for one in self._ranked[: tried.kept])
         names = ", ".join(repr(short(one.name)) for one in kept[:SAID]) + (", …" if len(kept) > SAID else "")
-        sentence = f"{_operators(tried.kept)} of {len(self._ranked)} left float: {names}"
-        told = _notes(kept, self._tried, chances)
+        sentence = f"{_operators(tried.kept)} of {len(self._ranked)} {self._manner.left}: {names}"
+        told = _notes(kept, self._tried, chances, self._manner)
         return Found(self._record(sentence, taken=tried.kept), model, (*notes, *told), kept, chances)
 
     def _try(self, size: int) -> tuple[SetTried, Path, list[str]]:
@@ -173,7 +193,9 @@ class Search:
             for one in reversed(good):
                 self._in_time(step)
                 if one[0].status == "pass" and self._look(one[1], chances).status == "pass":
-                    step.note = f"{_operators(one[0].kept)} left float pass though {len(self._tried)} sets were looked at"
+                    step.note = (
+                        f"{_operators(one[0].kept)} {self._manner.left} pass though {len(self._tried)} sets were looked at"
+                    )
                     return one
             step.note = f"none passes when {len(self._tried)} sets were looked at"
         return good[-1]
@@ -201,7 +223,8 @@ class Search:
 
     def _hopeless(self, tried: SetTried) -> str:
         verb = "would not decide" if self.missed == "inconclusive" else "does not repair"
-        return f"leaving layers float {verb} it: {_operators(tried.kept)} of {len(self._ranked)} left float, {_said(tried)}"
+        some = f"{_operators(tried.kept)} of {len(self._ranked)} {self._manner.left}"
+        return f"{self._manner.leaving} {verb} it: {some}, {_said(tried)}"
 
     def _without(self, reason: str, *, ended: bool = True) -> Found:
         return Found(self._record(reason, ended=ended))
@@ -211,27 +234,29 @@ class Search:
             sentence=sentence,
             kept=taken,
             ended=ended,
-            ranked=tuple(_kept(one) for one in self._ranked),
+            ranked=tuple(_kept(one, self._manner) for one in self._ranked),
             tried=tuple(self._tried),
         )
 
 
-def _kept(one: Sensitivity) -> KeptFloat:
-    return KeptFloat(one.operator.name, one.operator.kind, one.error, one.extra_bytes)
+def _kept(one: Sensitivity, manner: Manner) -> KeptFloat:
+    extra = one.extra_bytes if manner is FLOAT else 0  # weights stay int8
+    return KeptFloat(one.operator.name, one.operator.kind, one.error, extra, manner.bits)
 
 
-def _notes(kept: Sequence[KeptFloat], tried: Sequence[SetTried], chances: int) -> list[str]:
+def _notes(kept: Sequence[KeptFloat], tried: Sequence[SetTried], chances: int, manner: Manner) -> list[str]:
     notes = [
-        f"left float: {short(one.name)!r} ({one.operator}), which alone costs {share_of(one.error)} of the outputs' deviation; "
-        f"{one.extra_bytes:+,} bytes"
+        f"{manner.left}: {short(one.name)!r} ({one.operator}), "
+        f"which alone costs {share_of(one.error)} of the outputs' deviation"
+        + (f"; {one.extra_bytes:+,} bytes" if manner is FLOAT else "")
         for one in kept[:NAMED]
     ]
     if len(kept) > NAMED:
-        notes.append(f"left float: {len(kept) - NAMED} operators more")
+        notes.append(f"{manner.left}: {len(kept) - NAMED} operators more")
     looks = ", ".join(str(one.kept) for one in tried)
     level = 100 * (1 - TAIL / chances)
     notes.append(
-        f"looked at sets of {looks} operators left float, in this order, which calibration samples fixed before; "
+        f"looked at sets of {looks} operators {manner.left}, in this order, which calibration samples fixed before; "
         f"the bound is of {level:.4g} %, since this artifact had {chances} chances"
     )
     return notes

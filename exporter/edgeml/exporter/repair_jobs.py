@@ -27,8 +27,10 @@ WEIGHTS: Final[dict[Format, frozenset[Precision]]] = {
 INTERPRETED_SAMPLES: Final = 16  # the Core ML interpreter takes up to a hundred times as long as an engine
 
 
-def is_searchable(format_: Format, precision: Precision) -> bool:
-    """Whether an artifact can be written with some operators left float."""
+def is_searchable(format_: Format, precision: Precision, *, whole: bool = False) -> bool:
+    """Whether an artifact can be written with some operators left float, or if it is `whole`, with some at 16 bits."""
+    if whole:
+        return format_ == "tflite" and precision == "int8"
     return precision in WEIGHTS[format_] or (format_ != "coreml" and precision in STATIC)
 
 
@@ -65,7 +67,7 @@ def alone(*, quantizing: dict[str, Any], operators: list[str]) -> dict[str, Any]
 
 
 def keep(*, quantizing: dict[str, Any], kept: list[str], out: str) -> list[str]:
-    """Job: write the model with these operators left float; gives notes."""
+    """Job: write the model with these operators left float, or at 16 bits; gives notes."""
     quantized = _tuner(quantizing).quantize(frozenset(kept))
     Path(out).write_bytes(quantized.model)
     return list(quantized.notes)
@@ -103,8 +105,9 @@ def _static(asked: Quantizing, model: bytes, feeds: Feeds) -> Tuner:
         from edgeml.exporter.quantize.tflite_fold import ready_tflite
         from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 
-        tflite = TfliteNetwork(ready_tflite(model), whole=asked.trial.whole and bits == 8)
-        return StaticTuner(tflite, model, feeds, ranges=asked.ranges, bits=bits)
+        whole = asked.trial.whole and bits == 8
+        tflite = TfliteNetwork(ready_tflite(model), whole=whole)
+        return StaticTuner(tflite, model, feeds, ranges=asked.ranges, bits=bits, widens=whole)
     from edgeml.exporter.quantize.onnx import open_onnx_network, open_wide_network
 
     network = open_wide_network(model) if bits == 16 else open_onnx_network(model)

@@ -226,7 +226,7 @@ class Deferral(_Record, frozen=True):
 
 
 class KeptFloat(_Record, frozen=True):
-    """An operator that was left float so that the artifact meets its budget.
+    """An operator that was left float, or at 16 bits, so that the artifact meets its budget.
 
     `error` is the mean over the outputs of rms difference / standard deviation, on calibration samples.
     """
@@ -235,6 +235,7 @@ class KeptFloat(_Record, frozen=True):
     operator: str  # its kind
     error: float  # of the outputs, when it alone is quantized
     extra_bytes: int  # what leaving it float costs
+    bits: Literal[16, 32] = 32  # of its activations: 16 on microcontrollers, where nothing may be float
 
 
 class Artifact(_Record, frozen=True):
@@ -260,7 +261,7 @@ class Artifact(_Record, frozen=True):
     confidence: tuple[Count, ...] = ()
     classes: tuple[Count, ...] = ()
     deferral: Deferral | None = None  # when its answers are better asked of the cloud
-    kept_float: tuple[KeptFloat, ...] = ()  # what was left float so that it meets its budget
+    kept_float: tuple[KeptFloat, ...] = ()  # what was left float, or at 16 bits, so that it meets its budget
 
 
 class SourceFile(_Record, frozen=True):

@@ -52,7 +52,8 @@ def lines(operators: Sequence[Operator], found: Difference | None, kept: Sequenc
         reason = reasons.get(layer.tensor if layer is not None else operator.name)
         why = None
         if reason is not None:
-            why = f"alone costs {share_of(reason.error)} of the outputs' deviation; {reason.extra_bytes:+,} bytes"
+            why = f"alone costs {share_of(reason.error)} of the outputs' deviation"
+            why = f"at 16 bits: {why}" if reason.bits == 16 else f"left float: {why}; {reason.extra_bytes:+,} bytes"
         result.append(
             OperatorLine(
                 operator.name,

@@ -73,17 +73,27 @@ class Tuner(Protocol):
         ...
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
-        """With these operators left float."""
+        """With these operators left float, or with activations of 16 bits where nothing may be float."""
         ...
 
 
 class StaticTuner:
-    """Static int8 and int16: ranges, rounding and the way to quantize are found once, for everything quantized."""
+    """Static int8 and int16: ranges, rounding and the way to quantize are found once, for everything quantized.
+
+    `widens`: nothing may be float, so operators get activations of 16 bits instead.
+    """
 
     def __init__(
-        self, network: Network, model: bytes, feeds: Feeds, *, ranges: Ranges = "auto", bits: Literal[8, 16] = 8
+        self,
+        network: Network,
+        model: bytes,
+        feeds: Feeds,
+        *,
+        ranges: Ranges = "auto",
+        bits: Literal[8, 16] = 8,
+        widens: bool = False,
     ) -> None:
-        self._bench, self._bits = Bench(network, feeds), bits
+        self._bench, self._bits, self._widens = Bench(network, feeds), bits, widens
         self._way, self._notes = choose(self._bench, model, ranges) if bits == 8 else choose16(self._bench, ranges)
         self._some = part(feeds, 0, max(1, -(-count(feeds) // RANKING_SAMPLES)))
         self._wanted = self._bench.run(model, self._some)
@@ -95,6 +105,8 @@ class StaticTuner:
         return Alone(output_error(self._wanted, self._bench.run(model, self._some)), len(model))
 
     def quantize(self, kept: frozenset[str]) -> Quantized:
+        if self._widens:
+            return Quantized(self._bench.quantize(self._way, wide=kept), self._notes)
         return Quantized(self._bench.quantize(self._way, kept=kept, bits=self._bits), self._notes)
 
 

@@ -107,8 +107,18 @@ class Network(Weighted, Protocol):
         """(kind, first output) of each operator that runs on integers; what only moves values is left out."""
         ...
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
-        """The static file: tensor name -> range, weights' name -> one scale per output channel; `bits` of activations."""
+    def quantized(
+        self,
+        ranges: Mapping[str, Range],
+        scales: Mapping[str, Array],
+        *,
+        bits: Literal[8, 16] = 8,
+        wide: frozenset[str] = frozenset(),
+    ) -> bytes:
+        """The static file: tensor name -> range, weights' name -> one scale per output channel; `bits` of activations.
+
+        Operators that give `wide` have activations of 16 bits where others have 8.
+        """
         ...
 
     def open(self, model: bytes) -> Backend: ...

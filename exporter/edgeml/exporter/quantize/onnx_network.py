@@ -101,7 +101,15 @@ class OnnxNetwork:
     def arrange(self, layer: Layer, tensor: str, values: Array) -> Array:  # noqa: ARG002 - ONNX has the common order
         return values
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
+    def quantized(
+        self,
+        ranges: Mapping[str, Range],
+        scales: Mapping[str, Array],
+        *,
+        bits: Literal[8, 16] = 8,
+        wide: frozenset[str] = frozenset(),
+    ) -> bytes:
+        assert not wide, "only microcontrollers, which read TFLite, may have nothing in float"
         written = insert(self.proto, ranges, self.keep_float, scales, bits=bits)
         shorten_names(written)
         bytes_: bytes = written.SerializeToString(deterministic=True)

@@ -66,17 +66,23 @@ class Bench:
         self._rounded: dict[tuple[bool, int | None], tuple[Network, dict[str, Array]]] = {}
 
     def quantize(
-        self, way: Way, left_out: int | None = None, kept: frozenset[str] = frozenset(), *, bits: Literal[8, 16] = 8
+        self,
+        way: Way,
+        left_out: int | None = None,
+        kept: frozenset[str] = frozenset(),
+        *,
+        bits: Literal[8, 16] = 8,
+        wide: frozenset[str] = frozenset(),
     ) -> bytes:
         """From all samples, or from all but every FOLDS-th from `left_out` on; operators that give `kept` stay float.
 
-        `bits` are those of activations.
+        `bits` are those of activations, 16 for operators that give `wide`.
         """
         network, scales = self._weights(way.equalize, left_out)
         if kept:
             network = without(network, self._watch(way.equalize).network, kept)
         ranges = {name: OBSERVERS[way.observer](seen) for name, seen in self.seen(way.equalize, left_out).items()}
-        return network.quantized(ranges, scales, bits=bits)
+        return network.quantized(ranges, scales, bits=bits, wide=wide)
 
     def seen(self, equalize: bool, left_out: int | None = None) -> dict[str, Statistics]:
         return self._watch(equalize).seen.without(left_out)

@@ -133,7 +133,14 @@ class TfliteNetwork:
             return np.moveaxis(values, -1, 1)
         return values.reshape(-1, self._values(layer.weights).shape[1]) if tensor == layer.source else values
 
-    def quantized(self, ranges: Mapping[str, Range], scales: Mapping[str, Array], *, bits: Literal[8, 16] = 8) -> bytes:
+    def quantized(
+        self,
+        ranges: Mapping[str, Range],
+        scales: Mapping[str, Array],
+        *,
+        bits: Literal[8, 16] = 8,
+        wide: frozenset[str] = frozenset(),
+    ) -> bytes:
         told = dict(ranges)
         for sources in self._steps:
             known = [ranges[name] for name in sources if name in ranges]
@@ -143,7 +150,9 @@ class TfliteNetwork:
         inner = inner_operators(self._root, _kinds(_schema()))
         if self._whole:
             refuse_whole(inner)
-        return write_static(bytes(self.model), found, self.keep_float, self.float_output, inner, bits=bits, whole=self._whole)
+        return write_static(
+            bytes(self.model), found, self.keep_float, self.float_output, inner, bits=bits, wide=wide, whole=self._whole
+        )
 
     def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
         """The file with small weights alone; `scales` are (outputs,) at eight bits, (outputs, 1) at four."""

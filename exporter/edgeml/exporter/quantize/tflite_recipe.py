@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ def write_static(
     inner: Inner = NOTHING_INNER,
     *,
     bits: Literal[8, 16] = 8,
+    wide: frozenset[str] = frozenset(),
     whole: bool = False,
 ) -> bytes:
     """The model with weights as int8 and activations of 8 or 16 bits, biases int32 or int64.
@@ -32,7 +34,8 @@ def write_static(
     `ranges`: tensor name -> (low, high), one value for an activation, for weights one per output channel, shaped to broadcast.
     `keep_float` names output tensors of operators that stay float, `float_output` those of fully connected layers that have
     int8 weights, round their input when they run, and give float. `inner` is what loops and branches hold: its products do the
-    same; with 16 bits for activations, they compute in float. `whole` makes integers of softmax, too.
+    same; with 16 bits for activations, they compute in float. `wide` names those of operators with activations of 16 bits where
+    others have 8. `whole` makes integers of softmax, too.
 
     Raises:
         UnsupportedError: the quantizer cannot do it.
@@ -41,8 +44,12 @@ def write_static(
     recipe = parts.recipe_manager.RecipeManager()
     operators = parts.qtyping.TFLOperationName
     recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8)
-    for name in FLOAT_OPERATORS if whole else (*FLOAT_OPERATORS, FLOAT_LAST):
-        recipe.add_quantization_config(".*", operators(name), algorithm_key=parts.names.NO_QUANTIZE)
+    scopes = [".*"]
+    if wide:
+        scopes.append(_scope(wide))
+        recipe.add_static_config(scopes[-1], operators.ALL_SUPPORTED, activation_num_bits=16, weight_num_bits=8)
+    for scope, name in itertools.product(scopes, FLOAT_OPERATORS if whole else (*FLOAT_OPERATORS, FLOAT_LAST)):
+        recipe.add_quantization_config(scope, operators(name), algorithm_key=parts.names.NO_QUANTIZE)
     if keep_float | inner.others:
         scope = _scope(keep_float | inner.others)
         recipe.add_quantization_config(scope, operators.ALL_SUPPORTED, algorithm_key=parts.names.NO_QUANTIZE)

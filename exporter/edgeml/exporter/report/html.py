@@ -96,7 +96,9 @@ def _told(report: Report, artifact: ArtifactReport) -> set[str]:
     """Notes that the page says elsewhere: in its warnings, and in the table of layers."""
     where = f"{artifact.format} "
     warned = {w.partition(": ")[2] for w in report.warnings if w.startswith(where)}
-    repeated = {note for note in artifact.notes if artifact.repair is not None and note.startswith("left float: ")}
+    repeated = {
+        note for note in artifact.notes if artifact.repair is not None and note.startswith(("left float: ", "at 16 bits: "))
+    }
     return warned | repeated
 
 
