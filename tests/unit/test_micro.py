@@ -15,14 +15,18 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks._models import SIDE, conv_tflite
 from edgeml.cli import main
+from edgeml.exporter.quantize.keep_float import StaticTuner
+from edgeml.exporter.quantize.tflite_network import TfliteNetwork
 from edgeml.exporter.target import arena
 from edgeml.exporter.target.flatbuffer import Operator, aligned, read_graph, strip_edges
 from edgeml.exporter.target.micro import Micro, make_micro
 from edgeml.exporter.target.operators import OPERATORS, resolver_calls
 from edgeml.exporter.target.sources import Program, write
 from edgeml.exporter.target.vectors import Vectors
-from edgeml.runtime.backends import Array, RawTensor
+from edgeml.runtime.backends import Array, EngineOptions, RawTensor
+from edgeml.runtime.backends.tflite import open_tflite
 from edgeml.wire.errors import EngineError, MissingExtraError, SelfTestError, UnsupportedError, UsageError
 from tests.unit.bundles import make_bundle, samples, tflite_model
 
@@ -216,6 +220,23 @@ def test_float_edges_come_off_and_the_answers_stay(int8: bytes) -> None:
         stored = np.clip(np.rint(x / np.float32(into.scale)) + into.zero_point, -128, 127).astype(np.int8)
         (real,), (raw,) = whole.run([x]), inner.run([stored])
         assert np.allclose(real, np.float32(out.scale) * (raw.astype(np.float32) - out.zero_point), atol=1e-6)
+
+
+@pytest.mark.parametrize("wide", ["first", "last"])
+def test_layers_of_16_bits_answer_on_a_microcontroller_as_elsewhere(wide: str) -> None:
+    model, backend = conv_tflite(), open_tflite(conv_tflite(), EngineOptions())
+    x = np.random.default_rng(7).normal(size=(40, SIDE, SIDE, 1)).astype(np.float32)
+    network = TfliteNetwork(model, whole=True)
+    operators = [name for _, name in network.operators()]
+    chosen = frozenset({operators[0 if wide == "first" else -1]})
+
+    mixed = StaticTuner(network, model, {backend.inputs[0].name: x}, widens=True).quantize(chosen).model
+
+    stripped = strip_edges(mixed)
+    assert (stripped.inputs, stripped.outputs) == (((), (0,)) if wide == "first" else ((0,), ()))
+    micro, linux = TflmBackend(mixed, 1 << 20), open_tflite(mixed, EngineOptions(kernels="exact"))
+    for row in x[:8, None]:
+        assert np.abs(micro.run([row])[0] - linux.run([row])[0]).max() < 0.03 * np.abs(backend.run([row])[0]).max()
 
 
 @pytest.mark.slow

@@ -76,7 +76,10 @@ def read_graph(model: bytes) -> Graph:
 
 
 def strip_edges(model: bytes) -> Stripped:
-    """Take off the rounding at the edges: what was a float32 input or output with int8 behind it becomes int8 itself."""
+    """Take off the rounding at the edges: what was a float32 input or output with int8 behind it becomes int8 itself.
+
+    One with 16 bits behind it stays float32.
+    """
     schema, parsed = _parse(model)
     main, kinds = parsed.subgraphs[0], _names(schema.BuiltinOperator)
     inputs, outputs, gone = list(map(int, main.inputs)), list(map(int, main.outputs)), []
@@ -84,17 +87,22 @@ def strip_edges(model: bytes) -> Stripped:
     def kind(operator: Any) -> str | None:
         return kinds.get(_code(parsed, operator))
 
+    def is_int8(tensor: int) -> bool:
+        return bool(main.tensors[tensor].type == schema.TensorType.INT8)
+
     taken_in, taken_out = [], []
     for position, tensor in enumerate(inputs):
         readers = [operator for operator in main.operators if tensor in map(int, operator.inputs)]
-        if len(readers) == 1 and kind(readers[0]) == "QUANTIZE" and tensor not in outputs:
+        rounds = len(readers) == 1 and kind(readers[0]) == "QUANTIZE" and tensor not in outputs
+        if rounds and is_int8(int(readers[0].outputs[0])):
             inputs[position] = int(readers[0].outputs[0])
             gone.append(readers[0])
             taken_in.append(position)
     for position, tensor in enumerate(outputs):
         makers = [operator for operator in main.operators if tensor in map(int, operator.outputs)]
         readers = [operator for operator in main.operators if tensor in map(int, operator.inputs)]
-        if len(makers) == 1 and not readers and kind(makers[0]) == "DEQUANTIZE" and outputs.count(tensor) == 1:
+        unrounds = len(makers) == 1 and not readers and kind(makers[0]) == "DEQUANTIZE" and outputs.count(tensor) == 1
+        if unrounds and is_int8(int(makers[0].inputs[0])):
             outputs[position] = int(makers[0].inputs[0])
             gone.append(makers[0])
             taken_out.append(position)
