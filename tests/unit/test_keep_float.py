@@ -62,6 +62,7 @@ def test_a_layer_left_float_has_the_weights_of_the_model_not_rounded_ones(tuner:
 def test_sizes_begin_where_the_rest_no_longer_matters() -> None:
     assert sizes([1.0, 0.004, 0.004, 0.004, 0.004, 0.004]) == [1]
     assert sizes([1.0, 0.5, 0.004, 0.004, 0.004, 0.004]) == [2, 1]
+    assert sizes([1.0, 0.004, 0.004, 0.004], widens=True) == [4, 3, 2, 1]
 
 
 def test_sizes_never_leave_more_than_half_float() -> None:

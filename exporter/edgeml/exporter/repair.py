@@ -100,7 +100,7 @@ class Search:
             self._rank()
             if len(self._ranked) < 2:
                 return self._without(f"it has no two operators, of which one could be {self._manner.left}")
-            return self._descend(sizes([one.error for one in self._ranked]))
+            return self._descend(sizes([one.error for one in self._ranked], widens=self._manner is WIDE))
         except _OutOfTimeError:
             at = (
                 f"after {len(self._tried)} sets"

@@ -146,16 +146,17 @@ def ranked(found: Sequence[Sensitivity]) -> list[Sensitivity]:
     return sorted(found, key=lambda one: (-one.error, one.extra_bytes, one.operator.name))
 
 
-def sizes(errors: Sequence[float]) -> list[int]:
+def sizes(errors: Sequence[float], *, widens: bool = False) -> list[int]:
     """How many of the ranked operators to leave float, in the order to try: from the most that makes sense down to 1.
 
-    The most is where the rest's errors, which add up as powers, are `ENOUGH` small, or `MOST_SHARE` of all operators.
+    The most is where the rest's errors, which add up as powers, are `ENOUGH` small, or `MOST_SHARE` of all operators. `widens`:
+    they get 16 bits, which are lost again where the next operator has 8; so all of them are tried first.
     """
     powers = [error * error for error in errors]
     enough = max(ENOUGH**2, ENOUGH_SHARE * sum(powers))
     most = max(1, int(MOST_SHARE * len(errors)))
     start = next((size for size in range(1, most + 1) if sum(powers[size:]) <= enough), most)
-    found = [start]
+    found = [len(errors) if widens else start]
     while found[-1] > 1:
         last = found[-1]
         found.append(last - 1 if last <= FULL_STEPS else max(FULL_STEPS, int(0.8 * last)))
