@@ -154,21 +154,12 @@ def make_plan(
     formats = tuple(format_ for format_ in formats if set(precisions) & set(AVAILABLE[format_]))
     if calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
         refuse_uncalibrated(formats, precisions)
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
-    _check_limits(time_limit_s, memory_limit_gib)
-    if not repair_time_s >= 0:
-        raise PlanError("--repair-time", expected="0 s (no search) or more", got=f"{repair_time_s:g}")
-    if seed < 0:
-        raise PlanError("--seed", expected="0 or more", got=str(seed))
-    if task not in TASKS:
-        raise PlanError("--task", expected=" or ".join(TASKS), got=repr(task))
-    if ranges not in RANGES:
-        raise PlanError("--ranges", expected=" or ".join(RANGES), got=repr(ranges))
+    _check_numbers(max_drop, repair_time_s, seed, time_limit_s, memory_limit_gib)
+    for option, word, words in (("--task", task, TASKS), ("--ranges", ranges, RANGES)):
+        if word not in words:
+            raise PlanError(option, expected=" or ".join(words), got=repr(word))
     measure = parse_metric(metric)
-    if (measure.kind in CLASSES and task == "regress") or (measure.kind in VALUES and task == "classify"):
-        kind = "classification" if measure.kind in CLASSES else "regression"
-        raise PlanError(f"--metric {measure.name} is of a {kind}, and --task is {task}", hint="leave out one of them")
+    _check_task(measure, task)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise PlanError(f"-o {str(folder)!r} is a file", hint="name a folder")
@@ -199,6 +190,24 @@ def make_plan(
         ranges=ranges,
         free=parse_free(free),
     )
+
+
+def _check_numbers(
+    max_drop: float | None, repair_time_s: float, seed: int, time_limit_s: float, memory_limit_gib: float
+) -> None:
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise PlanError("--max-drop", expected="percentage points from 0 to 100", got=f"{max_drop:g}")
+    _check_limits(time_limit_s, memory_limit_gib)
+    if not repair_time_s >= 0:
+        raise PlanError("--repair-time", expected="0 s (no search) or more", got=f"{repair_time_s:g}")
+    if seed < 0:
+        raise PlanError("--seed", expected="0 or more", got=str(seed))
+
+
+def _check_task(measure: Metric, task: str) -> None:
+    if (measure.kind in CLASSES and task == "regress") or (measure.kind in VALUES and task == "classify"):
+        kind = "classification" if measure.kind in CLASSES else "regression"
+        raise PlanError(f"--metric {measure.name} is of a {kind}, and --task is {task}", hint="leave out one of them")
 
 
 def _states(told: Sequence[str]) -> tuple[tuple[str, str], ...]:
