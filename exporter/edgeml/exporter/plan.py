@@ -155,9 +155,10 @@ def make_plan(
     if calib is None and not source.endswith(".tflite"):  # whose ranges may be in the file
         refuse_uncalibrated(formats, precisions)
     _check_numbers(max_drop, repair_time_s, seed, time_limit_s, memory_limit_gib)
-    for option, word, words in (("--task", task, TASKS), ("--ranges", ranges, RANGES)):
-        if word not in words:
-            raise PlanError(option, expected=" or ".join(words), got=repr(word))
+    if task not in TASKS:
+        raise PlanError("--task", expected=" or ".join(TASKS), got=repr(task))
+    if ranges not in RANGES:
+        raise PlanError("--ranges", expected=" or ".join(RANGES), got=repr(ranges))
     measure = parse_metric(metric)
     _check_task(measure, task)
     folder = Path(out)
