@@ -21,6 +21,7 @@ from edgeml.exporter.quantize.rounding import LIMIT, LIMIT4
 from edgeml.exporter.quantize.scaled_inputs import scaled_inputs
 from edgeml.exporter.quantize.tflite_loops import CONTROL, inner_operators, refuse_whole
 from edgeml.exporter.quantize.tflite_recipe import write_static, write_weights
+from edgeml.exporter.quantize.tflite_steps import Done, recurrent_steps
 from edgeml.runtime.backends import Array, Backend, EngineOptions
 from edgeml.runtime.backends.tflite import open_tflite
 from edgeml.wire.errors import MissingExtraError
@@ -73,11 +74,16 @@ class TfliteNetwork:
         operations = [Operation(kind, inputs, output) for kind, _, inputs, output in operators]
         inputs = [self._name(index) for index in self._graph.InputsAsNumpy()]
         scaled = frozenset() if whole else scaled_inputs(operations, inputs, self._constants(), ARITHMETIC)
+        unrolled = recurrent_steps(self._done(operators) if ends_float and not whole else (), self._constants())
         self.keep_float = (
-            keep_float | scaled | small | _pooled_before(operators, [layer for layer in ends if layer.output in small])
+            keep_float
+            | scaled
+            | small
+            | unrolled.others
+            | _pooled_before(operators, [layer for layer in ends if layer.output in small])
         )
         full = {layer.output for layer in ends if self._kinds[layer.weights] == "FULLY_CONNECTED"}
-        self.float_output = frozenset(full - self.keep_float)
+        self.float_output = frozenset(full | unrolled.products) - self.keep_float
         self.layers = tuple(layer for output, layer in found.items() if output not in self.keep_float)
         shapes = {name: self._tensor(index).ShapeAsNumpy() for name, index in self._tensors.items()}
         channels = {name: int(shape[-1]) for name, shape in shapes.items() if np.size(shape)}
@@ -200,6 +206,9 @@ class TfliteNetwork:
             inputs = tuple(self._name(index) for index in op.InputsAsNumpy() if index >= 0)
             if op.OutputsLength():
                 yield kind, op, inputs, self._name(op.Outputs(0))
+
+    def _done(self, operators: Iterable[Operator]) -> list[Done]:
+        return [Done(kind, inputs, tuple(map(self._name, op.OutputsAsNumpy()))) for kind, op, inputs, _ in operators]
 
     def _constants(self) -> set[str]:
         return {name for name, index in self._tensors.items() if self._root.Buffers(self._tensor(index).Buffer()).DataLength()}
