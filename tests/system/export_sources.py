@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ open("three.tflite", "wb").write(tf.lite.TFLiteConverter.from_saved_model("saved
 
 class Signed(tf.Module):
     def __init__(self):
-        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(64)] for row in range(4)])
+        self.weight = tf.Variable([[0.5 * row - 0.01 * column for column in range(512)] for row in range(4)])
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
     def once(self, x):
@@ -56,7 +56,7 @@ LEGACY: Final = """
 import tf_keras as keras
 keras.utils.set_random_seed(1)
 left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
-hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Concatenate()([left, right]))
+hidden = keras.layers.Dense(128, activation="relu")(keras.layers.Concatenate()([left, right]))
 outputs = [keras.layers.Dense(4, name="one")(hidden), keras.layers.Dense(4, name="two")(hidden)]
 keras.Model([left, right], outputs).save("two.h5")
 x = keras.Input((4,), name="x")
@@ -111,7 +111,7 @@ class Two(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.table, self.mix = torch.nn.Embedding(20, 6), torch.nn.Linear(9, 4)
+        self.table, self.mix = torch.nn.Embedding(20, 64), torch.nn.Linear(67, 16)
 
     def forward(self, tokens, extra):
         pooled = self.table(tokens).mean(1)
@@ -185,10 +185,11 @@ class Branch(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(8)
-        self.left, self.right = torch.nn.Linear(4, 128), torch.nn.Linear(4, 128)
+        self.first, self.left, self.right = torch.nn.Linear(4, 256), torch.nn.Linear(256, 8), torch.nn.Linear(256, 8)
 
     def forward(self, x):
-        return torch.cond(x.sum() > 0, lambda x: self.left(x), lambda x: torch.tanh(self.right(x)), (x,))
+        hidden = torch.relu(self.first(x))
+        return torch.cond(x.sum() > 0, lambda x: self.left(x), lambda x: torch.tanh(self.right(x)), (hidden,))
 
 
 def branch():
@@ -237,7 +238,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 def network():
     x, y = load_iris(return_X_y=True)
-    return make_pipeline(StandardScaler(), MLPClassifier((8,), random_state=0)).fit(x, y)
+    return make_pipeline(StandardScaler(), MLPClassifier((64, 32), random_state=0)).fit(x, y)
 
 
 def tree():
@@ -251,25 +252,11 @@ def write_code(folder: Path) -> None:
     (folder / "rows.py").write_text(ROWS)
 
 
-def build(folder: Path) -> Path:
-    """Every source in `folder`; about half a minute, most of it imports."""
-    write_code(folder)
-    for code, environment in ((KERAS, {}), (LEGACY, {"TF_USE_LEGACY_KERAS": "1"}), (TORCH, {})):
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=folder,
-            env={**os.environ, **QUIET, **environment, "PYTHONPATH": str(folder)},
-            check=True,
-            capture_output=True,
-        )
-    return folder
-
-
 MORE_KERAS: Final = """
 import keras
 keras.utils.set_random_seed(2)
-layers = [keras.Input((8, 6), name="x"), keras.layers.GRU(16), keras.layers.Dense(4, activation="softmax")]
-keras.Sequential(layers).save("gru.keras")
+rest = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(4, activation="softmax")]
+keras.Sequential([keras.Input((8, 6), name="x"), keras.layers.GRU(32), *rest]).save("gru.keras")
 """
 
 MORE_TORCH: Final = """
@@ -280,18 +267,38 @@ torch.onnx.export(net.eval(), example, dynamo=True, verbose=False).save("branch.
 """
 
 
-def build_more(folder: Path) -> None:
-    """The sources and samples of the support table, beside those of `build`."""
-    for code in (MORE_KERAS, MORE_TORCH):
+Part = Literal["keras", "legacy", "gru", "torch", "branch", "quantized"]
+_CODE: Final[dict[Part, tuple[str, dict[str, str]]]] = {
+    "keras": (KERAS, {}),
+    "legacy": (LEGACY, {"TF_USE_LEGACY_KERAS": "1"}),
+    "torch": (TORCH, {}),
+    "gru": (MORE_KERAS, {}),
+    "branch": (MORE_TORCH, {}),
+}
+
+
+def build(folder: Path) -> Path:
+    """The sources of every framework in `folder`; about half a minute, most of it imports."""
+    return build_parts(folder, "keras", "legacy", "torch")
+
+
+def build_parts(folder: Path, *parts: Part) -> Path:
+    """Python files with factories, and what the `parts` write; "quantized" needs "keras", and samples."""
+    write_code(folder)
+    for part in parts:
+        if part == "quantized":
+            (folder / "small.tflite").write_bytes(_quantized((folder / "three.tflite").read_bytes(), folder / "image.npz"))
+            continue
+        code, environment = _CODE[part]
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=folder,
-            env={**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])},
+            env={**os.environ, **QUIET, **environment, "PYTHONPATH": path},
             check=True,
             capture_output=True,
         )
-    write_samples(folder)
-    (folder / "small.tflite").write_bytes(_quantized((folder / "three.tflite").read_bytes(), folder / "image.npz"))
+    return folder
 
 
 def write_samples(folder: Path) -> None:

@@ -5,12 +5,16 @@ python -m tests.system.support docs/support.md      # what scripts/support-table
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,15 @@ from tests.system import export_sources
 
 FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite", "coreml")
 TITLES: Final[dict[Format, str]] = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML"}
+ROOT: Final = Path(__file__).resolve().parents[2]
+CODE: Final = (
+    "exporter/**/*.py",
+    "runtime/**/*.py",
+    "tests/system/*support*.py",
+    "tests/system/export_sources.py",
+    "constraints/*",
+)
+UNFINISHED: Final = 75  # EX_TEMPFAIL: run it again
 
 Cells = dict[tuple[str, str], str]
 """(format, precision) -> "yes", "refused: …" or "FAILED: …"."""
@@ -29,30 +42,31 @@ Cells = dict[tuple[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A row of the table: what a user would call it, and the command that exports it."""
+    """A row of the table: what a user would call it, the command that exports it, and what must be built first."""
 
     title: str
     arguments: tuple[str, ...]
+    needs: tuple[export_sources.Part, ...] = ()
 
 
 CASES: Final = (
-    Case("Keras 3 `.keras`", ("three.keras", "--calib", "image.npz")),
-    Case("Keras 3, GRU (a while loop)", ("gru.keras", "--calib", "rows.npz")),
-    Case("Keras 2 `.h5`, two inputs, two outputs", ("two.h5", "--calib", "sides.npz")),
-    Case("SavedModel", ("saved", "--calib", "image.npz")),
-    Case("SavedModel, one of two signatures", ("signed", "--signature", "doubled", "--calib", "plain.npz")),
+    Case("Keras 3 `.keras`", ("three.keras", "--calib", "image.npz"), ("keras",)),
+    Case("Keras 3, GRU (a while loop)", ("gru.keras", "--calib", "rows.npz"), ("gru",)),
+    Case("Keras 2 `.h5`, two inputs, two outputs", ("two.h5", "--calib", "sides.npz"), ("legacy",)),
+    Case("SavedModel", ("saved", "--calib", "image.npz"), ("keras",)),
+    Case("SavedModel, one of two signatures", ("signed", "--signature", "doubled", "--calib", "plain.npz"), ("keras",)),
     Case("PyTorch", ("nets.py:make", "--calib", "planes.npz")),
     Case("PyTorch, integers and floats in, two outputs", ("nets.py:two", "--calib", "tokens.npz")),
     Case("PyTorch, a free axis", ("nets.py:frames", "--calib", "rows.npz")),
     Case("PyTorch, a state (GRU cell)", ("nets.py:step", "--state", "h=h_out", "--calib", "rows.npz")),
     Case("PyTorch, no batch axis, a scalar input", ("nets.py:scaled", "--calib", "scaled.npz")),
     Case("PyTorch, `torch.cond`", ("nets.py:branch", "--calib", "plain.npz")),
-    Case("`torch.export` `.pt2`", ("any.pt2", "--calib", "planes.npz")),
-    Case("TorchScript", ("script.pt", "--trust", "--calib", "planes.npz")),
-    Case("ONNX", ("net.onnx", "--calib", "planes.npz")),
-    Case("ONNX, `If` on data", ("branch.onnx", "--calib", "plain.npz")),
-    Case("TFLite, float", ("three.tflite", "--calib", "image.npz")),
-    Case("TFLite, int8", ("small.tflite", "--calib", "image.npz")),
+    Case("`torch.export` `.pt2`", ("any.pt2", "--calib", "planes.npz"), ("torch",)),
+    Case("TorchScript", ("script.pt", "--trust", "--calib", "planes.npz"), ("torch",)),
+    Case("ONNX", ("net.onnx", "--calib", "planes.npz"), ("torch",)),
+    Case("ONNX, `If` on data", ("branch.onnx", "--calib", "plain.npz"), ("branch",)),
+    Case("TFLite, float", ("three.tflite", "--calib", "image.npz"), ("keras",)),
+    Case("TFLite, int8", ("small.tflite", "--calib", "image.npz"), ("keras", "quantized")),
     Case("scikit-learn, linear and neural", ("rows.py:network", "--calib", "plain.npz")),
     Case("scikit-learn, trees", ("rows.py:tree", "--calib", "plain.npz")),
 )
@@ -137,23 +151,60 @@ agreed with its source. **no**: it was refused for the reason below. Empty: not 
 """
 
 
-def main(page: Path, titles: Sequence[str] = ()) -> None:
-    known = read_page(page.read_text(encoding="utf-8")) if titles else {}
+def differences(written: Cells, found: Cells) -> list[str]:
+    """Where a page and a run disagree, in words."""
+    cells = sorted(written.keys() | found.keys())
+    pairs = [(" ".join(cell), written.get(cell, "nothing"), found.get(cell, "nothing")) for cell in cells]
+    return [f"{cell}: the page says {page!r}, a run {run!r}" for cell, page, run in pairs if page != run]
+
+
+def code_digest() -> str:
+    """What a table depends on: rows that were made on different code do not go into one page."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def main() -> int:
+    """Make every row that this code has not made yet, then the page."""
+    parser = argparse.ArgumentParser(prog="scripts/support-table", description=INTRODUCTION.split("\n\n")[1])
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; run it again to go on")
+    options = parser.parse_args()
+    kept = Path(os.environ.get("EDGEML_CACHE") or Path.home() / ".cache" / "edgeml") / "support" / code_digest()
+    kept.mkdir(parents=True, exist_ok=True)
+    started, rows, built = time.monotonic(), dict[str, Cells](), set[export_sources.Part]()
     with tempfile.TemporaryDirectory() as place:
-        folder = export_sources.build(Path(place))
-        export_sources.build_more(folder)
-        found = {}
-        for case in CASES:
-            if titles and case.title not in titles:
-                found[case.title] = known[case.title]
-                continue
-            found[case.title] = run_case(case, folder)
-            print(
-                f"{sum(cell == 'yes' for cell in found[case.title].values()):3} of {len(found[case.title])}  {case.title}",
-                flush=True,
-            )
-    page.write_text(table(found), encoding="utf-8")
+        folder = Path(place)
+        export_sources.write_code(folder)
+        export_sources.write_samples(folder)
+        for number, case in enumerate(CASES, 1):
+            row = kept / f"{number:02}.json"
+            if not row.exists():
+                if time.monotonic() - started > 60 * options.minutes:
+                    print(f"{len(rows)} of {len(CASES)} rows are made; run the command again to go on")
+                    return UNFINISHED
+                export_sources.build_parts(folder, *(part for part in case.needs if part not in built))
+                built.update(case.needs)
+                _write_row(row, run_case(case, folder))
+            rows[case.title] = _read_row(row)
+            made = sum(cell == "yes" for cell in rows[case.title].values())
+            print(f"[{number:2}/{len(CASES)}] {made:2} of {len(rows[case.title])}  {case.title}", flush=True)
+    options.page.write_text(table(rows), encoding="utf-8")
+    return 0
+
+
+def _write_row(path: Path, cells: Cells) -> None:
+    told = [[format_, precision, said] for (format_, precision), said in cells.items()]
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(told), encoding="utf-8")
+    draft.replace(path)
+
+
+def _read_row(path: Path) -> Cells:
+    return {(format_, precision): said for format_, precision, said in json.loads(path.read_text(encoding="utf-8"))}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.exit(main())
