@@ -20,6 +20,11 @@ explain_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 diff_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bisect_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_DOING: Final = {
+    "explain": "reading each layer, and running it on samples",
+    "diff": "running both models on the same samples",
+    "bisect": "cutting B into pieces, and running each on what A computes",
+}
 SHOWN: Final = 48  # characters of a tensor's name; what converters put in front says little
 _Model = Annotated[str, typer.Argument(help=".onnx, .tflite, .mlpackage, or a bundle's artifact: kws.edgeml:onnx:int8.")]
 _Input = Annotated[
@@ -96,10 +101,16 @@ def bisect(  # noqa: PLR0917 - Typer reads options from the parameters
 
 def _job(name: str, time_limit_s: float, **arguments: object) -> Any:
     """A job of `layers.jobs` in a process of its own: a model that crashes or never ends becomes a sentence."""
+    from rich.console import Console
+
     from edgeml.exporter.lifeline import work_folder
     from edgeml.exporter.worker import Worker
 
-    with work_folder() as folder, Worker("layers", folder, time_limit_s=time_limit_s) as worker:
+    with (
+        Console(stderr=True).status(_DOING[name]),  # in a terminal alone
+        work_folder() as folder,
+        Worker("layers", folder, time_limit_s=time_limit_s) as worker,
+    ):
         return worker.call(f"edgeml.exporter.layers.jobs:{name}", **arguments)
 
 
