@@ -102,7 +102,7 @@ def main() -> None:
         for name in asked.models.split(","):
             theirs = [row for row in read(asked.results).values() if row.model == name]
             unknown = {other.quantizer for _, _, others in ahead(theirs) for other in others if other.operators is None}
-            measure(name, [one for one in FORMAT if one in unknown and FORMAT[one] != "coreml"], asked.results)
+            measure(name, [one for one in FORMAT if one in unknown and FORMAT[one] != "coreml" and is_here(one)], asked.results)
     rows = [row for row in read(asked.results).values() if row.model in asked.models.split(",")]
     if asked.json:
         print(json.dumps({"peers": summary(rows), "behind": behind(rows), "rows": [asdict(row) for row in rows]}))
@@ -112,6 +112,11 @@ def main() -> None:
         return
     print("\n".join(map(text, rows)))
     print("\n".join(f"{name:18} {told}" for name, told in summary(rows).items()))
+
+
+def is_here(quantizer: str) -> bool:
+    """Whether a rival with a python of its own has one."""
+    return quantizer not in ELSEWHERE or bool(os.environ.get(ELSEWHERE[quantizer]))
 
 
 def measure(name: str, quantizers: list[str], results: Path) -> None:
