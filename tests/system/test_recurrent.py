@@ -24,7 +24,7 @@ import tf_keras
 keras.utils.set_random_seed(1)
 layers = [keras.Input((9, 6), name="rows"), keras.layers.LSTM(24), keras.layers.Dense(4, activation="softmax", name="probs")]
 keras.Sequential(layers).save("lstm.keras")
-rows = tf_keras.Input((9, 6), name="rows")
+rows = tf_keras.Input((None, 6), name="rows")
 ways = tf_keras.layers.Bidirectional(tf_keras.layers.GRU(12, return_sequences=True))(rows)
 tf_keras.Model(rows, tf_keras.layers.Dense(3, name="scores")(tf_keras.layers.GRU(10)(ways))).save("gru.h5")
 
@@ -72,11 +72,12 @@ def test_an_lstm_reaches_core_ml_and_int8_tflite(sources: Path) -> None:
     assert all(artifacts[f"{one} int8"]["bytes"] < artifacts[f"{one} fp32"]["bytes"] for one in ("tflite", "coreml"))
 
 
-def test_a_legacy_gru_of_two_directions_reaches_core_ml(sources: Path) -> None:
+def test_a_legacy_gru_over_any_number_of_steps_reaches_core_ml_at_the_samples_number(sources: Path) -> None:
     done, artifacts = export(sources, "gru.h5", "--to", "coreml", "--calib", "rows.npz")
 
     assert done.returncode == 0, done.stderr
     assert artifacts["coreml fp32"]["parity"]["max_abs"] < 1e-5
+    assert any("fixed at 9, the samples' size" in note for note in artifacts["coreml fp32"]["notes"])
 
 
 def test_a_loop_that_data_ends_is_refused_with_both_reasons(sources: Path) -> None:
