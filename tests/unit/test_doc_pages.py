@@ -63,3 +63,15 @@ def test_what_the_page_of_the_fleet_explains_is_what_the_service_says() -> None:
     said = re.findall(r"^\| `(.+?)` \|", trouble, flags=re.MULTILINE)
     assert len(said) >= 6
     assert [message for message in said if message not in source] == []
+
+
+def test_tests_scripts_and_benchmarks_that_documents_name_are_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"\b(?:tests/[\w/]+\.py|scripts/[\w-]+|(?:benchmarks|examples)(?:\.\w+)+)\b", page.read_text())
+    }
+    paths = {name: name if "/" in name else name.replace(".", "/") for name in named}
+    assert len(paths) >= 30
+    assert [name for name, path in paths.items() if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()] == []
