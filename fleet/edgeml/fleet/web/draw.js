@@ -107,7 +107,7 @@ const STEPS = {
 };
 
 function drawSteps(rollout) {
-  const over = rollout.phase === "rolled_back" || rollout.phase === "aborted"; // then what was confirmed is no more
+  const over = ["done", "rolled_back", "aborted"].includes(rollout.phase); // then only what went wrong is still of interest
   const at = Object.entries(STEPS).filter(([state, [, tone]]) => rollout.positions[state] && (!over || tone === "bad"));
   if (!at.length) return null;
   return el("ul", { class: "steps", "aria-label": "Devices by their newest report" }, ...at.map(([state, [word, tone]]) =>
@@ -159,7 +159,7 @@ export function drawDevices(overview, wanted) {
     el("td", { class: "tags" }, Object.entries(device.engines).map(([name, version]) => `${name} ${version}`).join(", "))));
   const more = overview.fleet.devices - overview.devices.length;
   return [el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Devices" }, el("table", {}, head, el("tbody", {}, ...rows))),
-    more > 0 ? el("p", { class: "soft small" }, `${number(more)} more: edgeml fleet devices`) : null].filter(Boolean);
+    more > 0 ? el("p", { class: "soft small" }, `${number(more)} more: `, el("code", {}, "edgeml fleet devices list")) : null].filter(Boolean);
 }
 
 const haystack = (device) => [device.id, device.arch, ...Object.values(device.tags), ...Object.entries(device.installed).flat()].join(" ").toLowerCase();
