@@ -61,7 +61,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     task: Annotated[str, typer.Option(metavar="TASK", help="auto, classify or regress.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of everything that is drawn.")] = 0,
     trust: Annotated[bool, typer.Option("--trust", help="Load files that may run code.")] = False,
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="For one conversion or run.")] = 600.0,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="Longest that one conversion or run may take.")] = 600.0,
     signature: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which signature of a SavedModel or TFLite file.")
     ] = None,
@@ -76,13 +76,14 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     repair_time: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="To look for the fewest layers to leave float where a budget is missed; 0: do not."
+            metavar="SECONDS", help="Time to look for the fewest layers to leave float where a budget is missed; 0: do not."
         ),
     ] = REPAIR_TIME_S,
-    memory_limit: Annotated[float, typer.Option(metavar="GIB", help="Memory for one conversion or run.")] = 8.0,
+    memory_limit: Annotated[float, typer.Option(metavar="GIB", help="Most that one conversion or run may take.")] = 8.0,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert afresh, and keep nothing for later exports.")] = False,
     defer: Annotated[
-        str | None, typer.Option(metavar="PROMISE", help="What device and cloud reach together: accuracy=0.98,offload=0.10.")
+        str | None,
+        typer.Option(metavar="PROMISE", help="What device and cloud are to reach together: accuracy=0.98,offload=0.10."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:

@@ -31,7 +31,7 @@ _Input = Annotated[
     Path | None, typer.Option("--input", metavar="FILE", help="Samples, .npz; else a bundle's golden ones, else noise.")
 ]
 _All = Annotated[bool, typer.Option("--all", help="Show every tensor.")]
-_Limit = Annotated[float, typer.Option(metavar="SECONDS", help="For the whole command.")]
+_Limit = Annotated[float, typer.Option(metavar="SECONDS", help="Longest that the whole command may take.")]
 
 
 @explain_app.command()
