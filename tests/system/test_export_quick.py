@@ -58,14 +58,18 @@ def test_another_folder_another_time_or_the_cache_change_no_byte(model: Path, tm
     other.mkdir(parents=True)
     for path in model.parent.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    assert "from the cache" not in export(model.parent, cache)
+    said = export(model.parent, cache)
+    assert "from the cache" not in said
+    assert "bundle  out/m-0.1.0.edgeml\n" in said
     first = (model.parent / "out" / "m-0.1.0.edgeml").read_bytes()
     later = time.time() + 1_000_000  # zip archives count in steps of two seconds
     for path in other.iterdir():
         os.utime(path, (later, later))
     assert "from the cache" not in export(other, cache, "--no-cache")
     assert (other / "out" / "m-0.1.0.edgeml").read_bytes() == first
-    assert "from the cache" in export(other, cache)
+    again = export(other, cache)
+    assert "from the cache" in again
+    assert "bundle  out/m-0.1.0.edgeml, in place of the one that was there" in again
     assert (other / "out" / "m-0.1.0.edgeml").read_bytes() == first
 
 

@@ -98,6 +98,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
         states=state or (), free=free or (), metric=metric,
         repair_time_s=repair_time, defer=defer,
     )  # fmt: skip
+    replaces = plan.bundle.exists()
     try:
         exported = _export(plan, json=json)
     except ModuleNotFoundError as error:
@@ -109,7 +110,7 @@ def run(  # noqa: PLR0917 - Typer reads options from the parameters
     if json:
         _print_json(exported)
     else:
-        _print_end(exported, "verify" if plan.target is None else plan.target.after)
+        _print_end(exported, "verify" if plan.target is None else plan.target.after, replaces=replaces)
     raise typer.Exit(exported.exit_code)
 
 
@@ -133,7 +134,7 @@ def _print_json(exported: Exported) -> None:
     sys.stdout.flush()
 
 
-def _print_end(exported: Exported, after: str) -> None:
+def _print_end(exported: Exported, after: str, *, replaces: bool) -> None:
     """The verdict, where everything is, and the command that goes on from there."""
     from rich.console import Console
 
@@ -144,7 +145,7 @@ def _print_end(exported: Exported, after: str) -> None:
     print_report(exported.report, console)
     html = next((path for path in exported.reports if path.suffix == ".html"), None)
     if exported.bundle is not None:
-        print(f"bundle  {exported.bundle}")
+        print(f"bundle  {exported.bundle}" + (", in place of the one that was there" if replaces else ""))
     print(f"report  {html}")
     if exported.bundle is not None:
         print(f"next    edgeml {after} {shlex.quote(str(exported.bundle))}")
