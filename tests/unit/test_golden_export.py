@@ -210,7 +210,7 @@ def test_a_step_that_falls_the_other_way_elsewhere_is_no_fault() -> None:
 
 
 def test_kernels_that_compute_something_else_widen_no_bound() -> None:
-    """LiteRT's reference kernels lose a square root to rounding: answers half a range off had made half a range the bound."""
+    """LiteRT's reference SUM of int8 is off by half its range: answers that far off had made half a range the bound."""
     samples, truth = drawn(400), simulated(b"fp32")
     with truth.session(SIGNATURE) as session:
         source = answers(session.run, samples, SIGNATURE)
