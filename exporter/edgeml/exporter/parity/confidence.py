@@ -17,7 +17,8 @@ from edgeml.wire.manifest import PostProcessing
 LOWEST, HIGHEST = 0.1, 10.0  # temperatures that are looked at
 PRIOR_SIGMA: Final = 1.0  # of ln T; it counts as much as one sample, and so only where hardly an answer is wrong
 LEAST_PROBABILITY: Final = 1e-7  # of the label: an int8 head rounds small ones to 0
-FIT_SAMPLES: Final = 2000  # one number does not need more
+FIT_SAMPLES: Final = 2000  # at least, if there are so many; and more where there are few classes:
+FIT_SCORES: Final = 500_000  # numbers in all, so that a fit takes well under a second
 BINS: Final = 10
 
 
@@ -30,7 +31,8 @@ def fit_temperature(post: PostProcessing, outputs: Outputs, labels: Array) -> fl
     """
     from scipy.optimize import minimize_scalar  # takes a second to import
 
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), FIT_SAMPLES)).astype(int))
+    most = max(FIT_SAMPLES, FIT_SCORES * len(labels) // outputs[post.output].size)
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), most)).astype(int))
     rows = {post.output: outputs[post.output][chosen]}
     truth = labels[chosen]
 
