@@ -24,6 +24,8 @@ import tf_keras
 keras.utils.set_random_seed(1)
 layers = [keras.Input((9, 6), name="rows"), keras.layers.LSTM(24), keras.layers.Dense(4, activation="softmax", name="probs")]
 keras.Sequential(layers).save("lstm.keras")
+both = keras.layers.Bidirectional(keras.layers.GRU(16))
+keras.Sequential([keras.Input((9, 6), name="rows"), both, keras.layers.Dense(4)]).save("gru3.keras")
 rows = tf_keras.Input((None, 6), name="rows")
 ways = tf_keras.layers.Bidirectional(tf_keras.layers.GRU(12, return_sequences=True))(rows)
 tf_keras.Model(rows, tf_keras.layers.Dense(3, name="scores")(tf_keras.layers.GRU(10)(ways))).save("gru.h5")
@@ -78,6 +80,13 @@ def test_a_legacy_gru_over_any_number_of_steps_reaches_core_ml_at_the_samples_nu
     assert done.returncode == 0, done.stderr
     assert artifacts["coreml fp32"]["parity"]["max_abs"] < 1e-5
     assert any("fixed at 9, the samples' size" in note for note in artifacts["coreml fp32"]["notes"])
+
+
+def test_a_gru_that_stays_a_loop_in_onnx_reaches_core_ml_step_by_step(sources: Path) -> None:
+    done, artifacts = export(sources, "gru3.keras", "--to", "coreml", "--calib", "rows.npz")
+
+    assert done.returncode == 0, done.stderr
+    assert artifacts["coreml fp32"]["parity"]["max_abs"] < 1e-5
 
 
 def test_a_loop_that_data_ends_is_refused_with_both_reasons(sources: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +47,17 @@ WEIGHTS: Final = "model.weights.h5"  # in a .keras file
 
 @dataclass(frozen=True, slots=True)
 class TfModel:
-    """A loaded model: `call` takes tensors in the signature's order and gives tensors in its order."""
+    """A loaded model: `call` takes tensors in the signature's order and gives tensors in its order.
+
+    `loops` are its recurrent layers that run as loops, which only Keras can write out step by step.
+    """
 
     signature: Signature
     call: Callable[[Sequence[Any]], Sequence[Any]]
     weights: tuple[tuple[str, Array], ...]
     any_batch: bool
     notes: tuple[str, ...] = ()
+    loops: tuple[Any, ...] = ()
 
 
 def _tensorflow() -> Any:
@@ -129,7 +134,20 @@ def _load_keras(source: SourceRef, written_by: str) -> TfModel:
     signature = Signature(inputs, outputs)
     any_batch = batched(signature)
     weights = tuple((str(getattr(w, "path", w.name)), np.asarray(w.numpy())) for w in model.weights)
-    return TfModel(stack_ones(signature), call, weights, any_batch)
+    loops = tuple(layer for layer in model._flatten_layers() if getattr(layer, "unroll", None) is False)  # noqa: SLF001 - within wrappers too
+    return TfModel(stack_ones(signature), call, weights, any_batch, loops=loops)
+
+
+@contextmanager
+def unrolled(model: TfModel) -> Iterator[None]:
+    """Meanwhile `call` writes recurrent layers out step by step, where their number of steps is fixed."""
+    for layer in model.loops:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in model.loops:
+            layer.unroll = False
 
 
 def _keras_config(source: SourceRef) -> tuple[dict[str, Any], str]:
