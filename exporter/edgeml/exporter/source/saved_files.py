@@ -12,7 +12,6 @@ from edgeml.wire.errors import ModelError
 
 FILES_LIMIT: Final = 10_000
 FOLDER_LIMIT_BYTES: Final = 8 * 1024**3
-GRAPH_LIMIT_BYTES: Final = 2**31 - 1  # protobuf's own
 TOUCHES_MACHINE: Final = frozenset(
     {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "ReadFileV2", "PrintV2"}
 )
