@@ -81,6 +81,20 @@ def test_integer_activations_are_near_and_stand_at_every_layer(model: bytes) -> 
 
 
 @pytest.mark.slow
+def test_an_activation_that_is_always_zero_has_a_scale_that_float16_holds() -> None:
+    def stuck(mb: Any, x: Any) -> Any:
+        silent = mb.relu(x=mb.linear(x=x, weight=-np.eye(32, dtype=np.float32)))
+        return mb.linear(x=mb.add(x=silent, y=mb.relu(x=x)), weight=W[:, :32])
+
+    positive = RNG.uniform(0.5, 2.0, size=(48, 32)).astype(np.float32)
+    model = package(stuck, [positive[:1]])
+
+    small = smaller_coreml(model, "w8a8", {"x0": positive})
+
+    assert relative(run(small.model, positive), run(model, positive)) < 0.02
+
+
+@pytest.mark.slow
 def test_scales_that_change_at_a_flattening_are_both_kept(model: bytes) -> None:
     """coremltools' own passes would read the integers of one scale by the other, and double or halve the answers."""
     half = to_fp16_coreml(model)

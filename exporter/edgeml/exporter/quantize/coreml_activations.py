@@ -27,6 +27,9 @@ from edgeml.wire.errors import UnsupportedError
 IOS17: Final = 8  # the specification version that has quantize and dequantize
 TRIED: Final = ("headroom", "min-max", "mse")  # widest first, as for the other formats
 HALVES: Final = 2
+LEAST_WIDTH: Final = (
+    255 * 2.0**-20
+)  # of a range: its scale is a float16, and zero if it is any smaller than the smallest of these
 PASSING: Final = frozenset({"cast", "softmax", "sigmoid", "relu", "reshape", "squeeze", "expand_dims"})
 
 
@@ -123,4 +126,4 @@ def _ranges(seen: Mapping[str, Statistics], observer: str) -> dict[str, Range]:
 
 
 def _statistics(ranges: Mapping[str, Range]) -> dict[str, Any]:
-    return {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
+    return {name: {"rmin": low, "rmax": max(high, low + LEAST_WIDTH)} for name, (low, high) in ranges.items()}
