@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, folder: Path) -> Subject:
     with tempfile.TemporaryDirectory(prefix="edgeml-subject-") as out:
         plan = make_plan(
             recipe.source, to=",".join(FORMATS), precision="fp32", out=out, calib=folder / "samples.npz", name=recipe.name,
-            trust=recipe.trusted,
+            trust=recipe.trusted, metric=recipe.metric,
         )  # fmt: skip
         exported = export(plan)
         if exported.bundle is None:
