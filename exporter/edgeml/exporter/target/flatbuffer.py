@@ -5,14 +5,13 @@ Read and written with the schema that comes with tflite-micro, so that nothing b
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from edgeml.exporter.source.tflite_graphs import pack_model
 from edgeml.wire.errors import MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import DType, Quantization
 
@@ -111,20 +110,13 @@ def strip_edges(model: bytes) -> Stripped:
     main.inputs, main.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
     main.operators = [operator for operator in main.operators if not any(operator is one for one in gone)]
     parsed.signatureDefs = None  # they name the tensors that were inputs and outputs; boards do not read them
-    return Stripped(_pack(parsed), tuple(taken_in), tuple(taken_out))
+    return Stripped(pack_model(parsed), tuple(taken_in), tuple(taken_out))
 
 
 def aligned(model: bytes) -> bytes:
-    """The same model with every constant at a multiple of 16 bytes, which writers in Python do not see to."""
-    try:
-        from tflite_micro.tensorflow.lite.micro.tools import tflite_flatbuffer_align_wrapper as aligner
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("tflite_micro", "micro") from error
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "before.tflite", Path(folder) / "after.tflite"
-        before.write_bytes(model)
-        aligner.align_tflite_model(str(before), str(after))
-        return after.read_bytes()
+    """The same model with every constant at a multiple of 16 bytes, and equal scales stored once: flash is scarce."""
+    _, parsed = _parse(model)
+    return pack_model(parsed)
 
 
 def _parse(model: bytes) -> tuple[Any, Any]:
@@ -135,14 +127,6 @@ def _parse(model: bytes) -> tuple[Any, Any]:
     if model[4:8] != IDENTIFIER:
         raise ModelError("not a TFLite model", expected=repr(IDENTIFIER), got=f"{model[4:8]!r} at byte 4")
     return schema, schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
-
-
-def _pack(parsed: Any) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(parsed.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def _operators(schema: Any, parsed: Any, graph: Any) -> Iterator[Operator]:
