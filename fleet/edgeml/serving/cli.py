@@ -51,7 +51,10 @@ def serve(
         configuration = uvicorn.Config(
             make_app(model, limit_bytes=body_limit), log_level="warning", access_log=False, lifespan="off", server_header=False
         )
-        uvicorn.Server(configuration).run(sockets=[listener])
+        server = uvicorn.Server(configuration)
+        server.run(sockets=[listener])
+        if server.should_exit:  # it hands a Ctrl-C on when it has shut down; what is being torn down then may swallow it
+            raise KeyboardInterrupt
 
 
 def _listen(host: str, port: int) -> socket.socket:
