@@ -61,6 +61,7 @@ class TfliteNetwork:
         schema = _schema()
         root = schema.Model.GetRootAs(self.model, 0)
         self._graph, self._root = root.Subgraphs(0), root
+        self._inner = inner_operators(root, _kinds(schema))
         self._tensors = {self._tensor(i).Name().decode(): i for i in range(self._graph.TensorsLength())}
         operators = list(self._operators(schema))
         shared = self._shared_buffers()
@@ -110,7 +111,7 @@ class TfliteNetwork:
 
     def loop_notes(self) -> tuple[str, ...]:
         """What int8 does with layers in loops, which have no ranges."""
-        number = len(inner_operators(self._root, _kinds(_schema())).products)
+        number = len(self._inner.products)
         told = (
             "layers inside loops have int8 weights and round their input when they run; the rest of the loop computes in float"
         )
@@ -153,11 +154,10 @@ class TfliteNetwork:
             told |= {name: Range(min(low for low, _ in known), max(high for _, high in known)) for name in sources if known}
         found = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in told.items()}
         found |= {name: (-end, end) for name, end in self._ends_of_codes(scales).items()}
-        inner = inner_operators(self._root, _kinds(_schema()))
         if self._whole:
-            refuse_whole(inner)
+            refuse_whole(self._inner)
         return write_static(
-            bytes(self.model), found, self.keep_float, self.float_output, inner, bits=bits, wide=wide, whole=self._whole
+            bytes(self.model), found, self.keep_float, self.float_output, self._inner, bits=bits, wide=wide, whole=self._whole
         )
 
     def with_weights(self, scales: Mapping[str, Array], *, dynamic: bool) -> bytes:
