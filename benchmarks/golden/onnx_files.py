@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -55,9 +55,13 @@ class _File:
 
     def stored(self, name: str) -> str | None:
         """The initializer behind an input, through what only unpacks it."""
-        while name not in self.constants:
+        return self.behind(name, self.constants, THROUGH)
+
+    def behind(self, name: str, ends: Container[str], through: Container[str]) -> str | None:
+        """The first of `ends` before a tensor, where only operators of the kinds `through` stand between."""
+        while name not in ends:
             node = self.makers.get(name)
-            if node is None or node.op_type not in THROUGH:
+            if node is None or node.op_type not in through:
                 return None
             name = node.input[0]
         return name
@@ -218,7 +222,7 @@ def _whole(file: _File) -> Iterator[tuple[str, bytes]]:
     """Faults of the engine as a whole, and of the input."""
     quantizers = [node for node in file.graph.node if node.op_type == "QuantizeLinear"]
     for node in quantizers:
-        if file.shifted(node) and _is_given(file, node.input[0]):
+        if file.shifted(node) and file.behind(node.input[0], file.given, MOVING) is not None:
             yield kind.STUCK_INPUT, file.with_zero_point_0(node)
     if quantizers:
         yield kind.CUT, file.edited(_rounds_down)
@@ -226,16 +230,6 @@ def _whole(file: _File) -> Iterator[tuple[str, bytes]]:
             yield kind.SATURATED, model
     else:
         yield kind.BRAIN_FLOAT, file.edited(_brain_float)
-
-
-def _is_given(file: _File, name: str) -> bool:
-    """Whether a tensor is an input of the model, moved about at most."""
-    while name not in file.given:
-        node = file.makers.get(name)
-        if node is None or node.op_type not in MOVING:
-            return False
-        name = node.input[0]
-    return True
 
 
 def _rounds_down(graph: Any) -> None:
