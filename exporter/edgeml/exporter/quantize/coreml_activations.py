@@ -27,9 +27,7 @@ from edgeml.wire.errors import UnsupportedError
 IOS17: Final = 8  # the specification version that has quantize and dequantize
 TRIED: Final = ("headroom", "min-max", "mse")  # widest first, as for the other formats
 HALVES: Final = 2
-LEAST_WIDTH: Final = (
-    255 * 2.0**-20
-)  # of a range: its scale is a float16, and zero if it is any smaller than the smallest of these
+LEAST_WIDTH: Final = 255 * 2.0**-20  # of a range: scales are float16, where a much smaller one would be zero
 PASSING: Final = frozenset({"cast", "softmax", "sigmoid", "relu", "reshape", "squeeze", "expand_dims"})
 
 

@@ -11,11 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml.exporter.source.tflite_graphs import pack_model
+from edgeml.exporter.source.tflite_graphs import IDENTIFIER, pack_model
 from edgeml.wire.errors import MissingExtraError, ModelError, UnsupportedError
 from edgeml.wire.manifest import DType, Quantization
 
-IDENTIFIER: Final = b"TFL3"
 DTYPES: Final[dict[str, DType]] = {
     "FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
     "BOOL": "bool",
